@@ -1,0 +1,48 @@
+# The two commands of the README are `make demo` and `make test`. Neither needs anything but Python 3.11 to 3.13 and
+# this checkout; both may be repeated.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet --constraint constraints.txt
+
+.PHONY: demo test check bench clean help
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
+
+demo: $(VENV)/installed ## the main job on the photo in assets/
+	@mkdir -p out
+	@$(BIN)/zero123 cutout assets/coffee.jpg -o out/coffee.png --force
+	@ls -l out/coffee.png
+
+test: $(VENV)/tested ## the whole test suite
+	$(BIN)/python -m pytest -n auto -m "not bench" $(ARGS)
+
+check: $(VENV)/checked ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/tested ## what takes long or measures
+	$(BIN)/python -m pytest -m bench -s $(ARGS)
+
+clean: ## what the commands made
+	rm -rf $(VENV) out build dist
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first and alone: nothing else may choose its build.
+$(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) torch
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/tested: $(VENV)/installed
+	$(PIP) --editable ".[test,heic]"
+	@touch $@
+
+$(VENV)/checked: $(VENV)/tested
+	$(PIP) --editable ".[check]"
+	@touch $@

@@ -1,0 +1,84 @@
+"""What the stages hand on: inert values, no methods beyond trivial properties; one writer and one reader for all.
+
+An artifact is arrays, numbers, strings and tuples of those. On disk it is `arrays.safetensors` and `facts.json`.
+Letters: H height, W width, S side of a square picture.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from safetensors.numpy import load, save
+
+T = TypeVar("T")
+
+ARRAYS = "arrays.safetensors"
+FACTS = "facts.json"
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo as it came: undecoded, so that its key costs one digest and a cache hit decodes nothing."""
+
+    name: str  # for messages only, never part of a key
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded photo: upright, sRGB, straight alpha."""
+
+    rgba: np.ndarray  # uint8 (H, W, 4)
+    has_alpha: bool  # the file carried an alpha channel or a transparent colour
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """The object alone: a square picture with soft alpha, colours free of the background."""
+
+    rgba: np.ndarray  # uint8 (S, S, 4), straight alpha
+    left: float  # where the square lies in the upright photo, px; it may reach beyond it
+    top: float
+    side: float  # px of the photo
+    photo_width: int
+    photo_height: int
+    foreground_ratio: float  # longer side of the object's box / side of the square
+    cutter: str  # what made the mask: a cutter's name, "alpha" or "keep"
+
+
+def pack(artifact: object) -> dict[str, bytes]:
+    """The files of an artifact, the same bytes for the same artifact."""
+    assert is_dataclass(artifact) and not isinstance(artifact, type), artifact
+    arrays: dict[str, np.ndarray] = {}
+    facts: dict[str, Any] = {}
+    for part in fields(artifact):
+        value = getattr(artifact, part.name)
+        if isinstance(value, np.ndarray):
+            arrays[part.name] = np.ascontiguousarray(value)
+        else:
+            facts[part.name] = value
+    return {ARRAYS: save(arrays), FACTS: to_json({"artifact": type(artifact).__name__, "facts": facts})}
+
+
+def unpack(kind: type[T], files: Mapping[str, bytes]) -> T:
+    """The artifact that `pack` made; a ValueError when the files hold another kind or another layout."""
+    head = json.loads(files[FACTS])
+    values = {name: as_tuple(value) for name, value in head["facts"].items()} | load(files[ARRAYS])
+    names = {part.name for part in fields(kind)}  # type: ignore[arg-type]  # T is one of the dataclasses above
+    if head["artifact"] != kind.__name__ or set(values) != names:
+        raise ValueError(f"holds {head['artifact']}, not {kind.__name__}")
+    return kind(**values)
+
+
+def to_json(value: object) -> bytes:
+    """One spelling for one value: what digests are taken of."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def as_tuple(value: Any) -> Any:
+    """JSON knows lists only; frozen artifacts hold tuples."""
+    return tuple(as_tuple(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,193 @@
+"""Many inputs: which they are, where each one's output goes, and what came of it.
+
+Whatever can be done is done: one bad photo never stops the rest. Only a call that cannot be right as a whole (two
+inputs for one output) is refused before any work.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import durable
+from .errors import (
+    MissingInputError,
+    OutOfMemoryError,
+    OutputError,
+    UsageError,
+    Zero123Error,
+    writing_failed,
+)
+
+PHOTO_SUFFIXES = frozenset(
+    [".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".avif", ".bmp", ".tif", ".tiff", ".heic", ".heif"]
+)
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One input and the place of its output."""
+
+    source: str  # a path, or "-" for stdin
+    target: Path
+
+    @property
+    def stem(self) -> str:
+        return stem_of(self.source)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one input."""
+
+    source: str
+    error: Zero123Error | None = None
+    facts: dict[str, Any] = field(default_factory=dict)  # of a success
+
+    @property
+    def exit_code(self) -> int:
+        return self.error.exit_code if self.error else 0
+
+
+def gather(inputs: Sequence[str]) -> tuple[list[str], list[Outcome]]:
+    """The photos that the inputs name (files, folders, patterns, "-"), in order and each once; and what is missing."""
+    found: dict[str, str] = {}
+    missing: list[Outcome] = []
+    for given in inputs:
+        matches = [given] if given == STDIN or os.path.lexists(given) else sorted(glob.glob(given))
+        if not matches:
+            missing.append(Outcome(given, MissingInputError("there is no such file", where=given)))
+        for match in matches:
+            if match != STDIN and os.path.isdir(match):
+                photos = photos_in(match)
+                if not photos:
+                    remedy = "name the files, or another folder"
+                    missing.append(
+                        Outcome(match, MissingInputError("the folder holds no photos", where=match, remedy=remedy))
+                    )
+            else:
+                photos = [match]
+            for photo in photos:
+                found.setdefault(photo if photo == STDIN else os.path.realpath(photo), photo)
+    return list(found.values()), missing
+
+
+def photos_in(folder: str) -> list[str]:
+    """The photos right inside a folder, hidden ones left out."""
+    return [
+        os.path.join(folder, name)
+        for name in sorted(os.listdir(folder))
+        if os.path.splitext(name)[1].lower() in PHOTO_SUFFIXES and not name.startswith(".")
+    ]
+
+
+def stem_of(source: str) -> str:
+    return "stdin" if source == STDIN else Path(source).stem
+
+
+def plan(sources: Sequence[str], out: str | None, *, default: str, suffixes: Sequence[str]) -> list[Item]:
+    """Where each output goes: `out` is a file for one input, else a folder or a template with {stem}.
+
+    `default` is the template used without `out`; the first of `suffixes` is used in folders.
+    """
+    template = default if out is None else as_template(out, len(sources), suffixes)
+    items = [Item(source, Path(template.replace("{stem}", stem_of(source)))) for source in sources]
+    for item in items:
+        if item.target.suffix.lower() not in suffixes:
+            known = " ".join(suffixes)
+            raise UsageError(
+                f'outputs of the kind "{item.target.suffix}" are not written here', where="-o", remedy=f"use {known}"
+            )
+    refuse_clashes(items)
+    return items
+
+
+def as_template(out: str, count: int, suffixes: Sequence[str]) -> str:
+    if "{" in out.replace("{stem}", ""):
+        raise UsageError(f"{out} holds an unknown placeholder", where="-o", remedy="{stem} is the only one")
+    if out.endswith(("/", os.sep)) or os.path.isdir(out):
+        return os.path.join(out, "{stem}" + suffixes[0])
+    if "{stem}" in out or count == 1:
+        return out
+    if Path(out).suffix:
+        raise UsageError(
+            f"{out} is one file, for {count} inputs", where="-o", remedy="give a folder, or a name with {stem}"
+        )
+    return os.path.join(out, "{stem}" + suffixes[0])
+
+
+def refuse_clashes(items: Sequence[Item]) -> None:
+    """Two inputs for one output, or an output over its own input: never."""
+    taken: dict[str, Item] = {}
+    for item in items:
+        place = os.path.realpath(item.target)
+        if place in taken:
+            raise UsageError(
+                f"{taken[place].source} and {item.source} would both write {item.target}",
+                where="-o",
+                remedy="rename one, or run them apart",
+            )
+        if item.source != STDIN and place == os.path.realpath(item.source):
+            raise UsageError(f"{item.target} would replace its own input", where="-o", remedy="choose another name")
+        taken[place] = item
+
+
+def make_folders(items: Sequence[Item], out: str | None) -> None:
+    """Makes the folders that a folder or a template in `-o` stands for; a single file's folder must be there."""
+    if out is None or (len(items) == 1 and not out.endswith(("/", os.sep)) and "{stem}" not in out):
+        return
+    for folder in {item.target.parent for item in items}:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise writing_failed(error, str(folder)) from error
+
+
+def check_target(target: Path) -> None:
+    """Refuses, before any work, a place where nothing can be written."""
+    folder = target.parent
+    if not folder.is_dir():
+        raise OutputError("its folder is not there", where=str(target), remedy=f"make it first: mkdir -p {folder}")
+    if target.is_dir():
+        raise OutputError(
+            "a folder of that name is in the way", where=str(target), remedy="choose another name with -o"
+        )
+    if not os.access(folder, os.W_OK):
+        raise OutputError("its folder cannot be written to", where=str(target), remedy="choose another place with -o")
+    if len(os.fsencode(target.name)) > 255:
+        raise OutputError("its name is too long", where=f"{target.name[:40]}...", remedy="choose a shorter one with -o")
+
+
+def already_there(target: Path) -> OutputError:
+    return OutputError("it exists", where=str(target), remedy="add --force to replace it")
+
+
+def write_output(target: Path, data: bytes, *, force: bool) -> None:
+    """Writes an output in one step. One that is there already, byte for byte, is as good: a run may be repeated."""
+    try:
+        durable.write_file(target, data, overwrite=force)
+    except FileExistsError:
+        if target.read_bytes() != data:
+            raise already_there(target) from None
+
+
+def run_one(
+    item: Item, work: Callable[[Item], dict[str, Any]], unexpected: Callable[[Exception, str], Zero123Error]
+) -> Outcome:
+    """Does `work` and says what came of it; `unexpected` files a report of what should not happen."""
+    try:
+        return Outcome(item.source, facts=work(item))
+    except Zero123Error as error:
+        return Outcome(item.source, error)
+    except MemoryError:
+        remedy = "close other programs, or use a smaller picture"
+        return Outcome(item.source, OutOfMemoryError("out of memory", where=item.source, remedy=remedy))
+    except OSError as error:
+        return Outcome(item.source, writing_failed(error, str(error.filename or item.target)))
+    except Exception as error:  # a bug of ours must not stop the other photos
+        return Outcome(item.source, unexpected(error, item.source))

@@ -1,0 +1,60 @@
+"""The command `zero123`: parse, call, print. Verbs import what they need in their bodies, so that help is instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from . import signals
+from .screen import screen
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command line and ends the process with the exit code of the contract."""
+    signals.install()
+    try:
+        code = run(sys.argv[1:] if arguments is None else list(arguments))
+        if screen.stdout_open and sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:  # `zero123 --help | head -1`
+        screen.close_stdout()
+        code = 0
+    except signals.Interrupted as stopped:
+        screen.stop()
+        screen.note("zero123: stopped; what was finished is kept: run it again to go on")
+        signals.die_of(stopped.number)
+    sys.exit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """The exit code of a call. Nothing a user can cause ends in a traceback."""
+    from typer.exceptions import TyperException
+
+    from ..errors import OutOfMemoryError, UsageError, Zero123Error, writing_failed
+    from .app import app
+    from .reports import file_report
+
+    failure: Zero123Error
+    cause: BaseException
+    try:
+        code = app(arguments, prog_name="zero123", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:
+        raise
+    except Zero123Error as error:
+        failure, cause = error, error
+    except TyperException as wrong:
+        verb = next((word for word in arguments if not word.startswith("-")), "")
+        remedy = f"see: zero123 {verb} --help".replace("  ", " ")
+        failure, cause = UsageError(wrong.format_message().rstrip("."), remedy=remedy), wrong
+    except MemoryError as full:
+        failure, cause = OutOfMemoryError("out of memory", remedy="close other programs and run it again"), full
+    except OSError as broken:
+        failure, cause = writing_failed(broken, os.fspath(broken.filename or "zero123")), broken
+    except Exception as unknown:
+        failure, cause = file_report(unknown), unknown
+    screen.stop()
+    screen.failed(failure, cause)
+    return failure.exit_code

@@ -1,0 +1,39 @@
+"""The verbs and their order in `zero123 --help`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from . import cache, cutout, doctor, presets
+
+app = typer.Typer(
+    name="zero123",
+    help="One photo to a clean, textured 3D mesh.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"zero123 {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("cutout")(cutout.cutout)
+app.add_typer(presets.app, name="presets")
+app.add_typer(cache.app, name="cache")
+app.command("doctor")(doctor.doctor)

@@ -1,0 +1,112 @@
+"""`zero123 cache`: where the stage cache is, what it holds, and keeping it sound and small."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Annotated
+
+import typer
+
+from . import options
+from .screen import screen
+
+app = typer.Typer(help="The stage cache: where it is, what it holds; check, prune or clear it.", no_args_is_help=True)
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+@app.command("dir")
+def dir_(cache_dir: options.CacheDir = None) -> None:
+    """Print the cache folder."""
+    from .session import cache_root
+
+    screen.result(cache_root(cache_dir))
+
+
+@app.command("list")
+def list_(json: options.Json = False, cache_dir: options.CacheDir = None) -> None:
+    """List what is kept: key, stage, size, last use."""
+    from ..cache import entries
+    from .session import cache_root
+
+    found = entries(cache_root(cache_dir))
+    for entry in found:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        facts = {"key": entry.key, "stage": entry.stage, "bytes": entry.size, "used": used, "damage": entry.damage}
+        screen.result(f"{entry.key[:16]}  {entry.stage or '?':8} {as_size(entry.size):>9}  {used}", facts)
+    screen.note(f"{len(found)} entries, {as_size(sum(entry.size for entry in found))}")
+
+
+@app.command()
+def verify(
+    repair: Annotated[bool, typer.Option("--repair", help="Put damaged entries aside; they are made anew.")] = False,
+    json: options.Json = False,
+    cache_dir: options.CacheDir = None,
+) -> None:
+    """Check every byte that is kept; exits 65 when something is damaged."""
+    from ..cache import entries, put_aside
+    from ..errors import CacheDamageError
+    from .session import cache_root
+
+    root = cache_root(cache_dir)
+    found = entries(root, check=True)
+    damaged = [entry for entry in found if entry.damage]
+    for entry in damaged:
+        screen.result(
+            f"{entry.key}  {entry.damage}", {"key": entry.key, "damage": entry.damage, "path": str(entry.folder)}
+        )
+    if damaged and repair:
+        put_aside(root, damaged)
+    if damaged:
+        remedy = "they will be made anew" if repair else "run: zero123 cache verify --repair"
+        raise CacheDamageError(f"{len(damaged)} of {len(found)} entries are damaged", where=str(root), remedy=remedy)
+    screen.note(f"{len(found)} entries, all sound")
+
+
+@app.command()
+def prune(
+    max_size: Annotated[str, typer.Option("--max-size", metavar="SIZE", help="What may stay, such as 500M or 20G.")],
+    cache_dir: options.CacheDir = None,
+    shared_cache: options.SharedCache = False,
+) -> None:
+    """Drop leftovers, then what was not used for longest, until the rest fits."""
+    from ..cache import prune as prune_cache
+    from .session import cache_root, open_cache
+
+    limit = parse_size(max_size)
+    open_cache(cache_dir, no_cache=False, shared=shared_cache)
+    report(*prune_cache(cache_root(cache_dir), limit))
+
+
+@app.command()
+def clear(cache_dir: options.CacheDir = None, shared_cache: options.SharedCache = False) -> None:
+    """Drop everything that is kept. Runs that are under way at worst do their work again."""
+    from ..cache import clear as clear_cache
+    from .session import cache_root, open_cache
+
+    open_cache(cache_dir, no_cache=False, shared=shared_cache)
+    report(*clear_cache(cache_root(cache_dir)))
+
+
+def report(dropped: int, freed: int) -> None:
+    screen.note(f"{dropped} entries dropped, {as_size(freed)} freed")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "500M", "1.5G" or "2000"."""
+    from ..errors import UsageError
+
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    if not match:
+        raise UsageError(f"{text!r} is no size", where="--max-size", remedy="write it like 500M or 20G")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def as_size(count: int) -> str:
+    """Bytes as people read them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000  # type: ignore[assignment]  # a float from here on
+    raise AssertionError

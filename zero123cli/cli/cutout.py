@@ -1,0 +1,123 @@
+"""`zero123 cutout`: stage 1 alone, photos to RGBA PNG."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options
+from .screen import screen
+
+if TYPE_CHECKING:
+    from ..artifacts import Photo
+    from ..batch import Item
+    from ..cache import Kept
+
+
+def cutout(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT...", help="Photos, folders or patterns; - reads stdin.", show_default=False),
+    ],
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "-o", "--output", metavar="OUT", help="A .png; for several inputs a folder or a name with {stem}."
+        ),
+    ] = None,
+    cutter: Annotated[
+        str | None, typer.Option(help="auto, classical, u2net, birefnet-general ...: see `zero123 presets show`.")
+    ] = None,
+    mask: Annotated[str | None, typer.Option(help="Where the mask comes from: auto, alpha, remove, keep.")] = None,
+    keep: Annotated[str | None, typer.Option(help="Of several objects: largest or all.")] = None,
+    foreground_ratio: Annotated[
+        float | None, typer.Option(help="Longer side of the object / side of the frame.", show_default="0.80")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the square cutout, px.", show_default="512")] = None,
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="You agree to the licence of the chosen cutter.")
+    ] = False,
+    force: options.Force = False,
+    preset: options.Preset = None,
+    set_: options.Set = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+    progress: options.Progress = options.ProgressKind.auto,
+    color: options.Colour = options.ColourKind.auto,
+    offline: options.Offline = False,
+    cache_dir: options.CacheDir = None,
+    no_cache: options.NoCache = False,
+    refresh: options.Refresh = False,
+    shared_cache: options.SharedCache = False,
+    lock_timeout: options.LockTimeout = 600.0,
+) -> int:
+    """Cut the object out of each photo: an RGBA PNG, square, centred, with soft alpha."""
+    from .. import batch, photos, pipeline
+    from ..cache import digest
+    from ..errors import gravest
+    from ..settings import differences
+    from .reports import file_report
+    from .session import open_cache, read_settings
+
+    screen.configure(json=json, quiet=quiet, verbose=verbose, progress=progress.value, color=color.value)
+    flags = {"cutter": cutter, "mask": mask, "keep": keep, "foreground_ratio": foreground_ratio, "size": size}
+    loaded = read_settings(preset, set_, {f"cutout.{name}": value for name, value in flags.items()})
+    settings = loaded.settings.cutout
+    sources, outcomes = batch.gather(inputs)
+    items = batch.plan(sources, out, default="{stem}_cutout.png", suffixes=(".png",))
+    cache = open_cache(cache_dir, no_cache=no_cache, refresh=refresh, shared=shared_cache, lock_timeout=lock_timeout)
+    tool = pipeline.pick_cutter(settings, cache, licence_accepted=accept_licence)
+    batch.make_folders(items, out)
+
+    def work(item: Item) -> dict[str, Any]:
+        batch.check_target(item.target)
+        photo = photos.read(item.source)
+        if not force and item.target.exists() and not pipeline.has_cutout(photo, settings, tool, cache):
+            raise batch.already_there(item.target)
+        kept = pipeline.cutout(photo, settings, tool, cache, screen.watcher(item.source))
+        batch.write_output(item.target, encode(kept.artifact.rgba), force=force)
+        return describe(item, photo, kept)
+
+    def describe(item: Item, photo: Photo, kept: Kept[Any]) -> dict[str, Any]:
+        return {
+            "input": item.source,
+            "output": str(item.target),
+            "status": "ok",
+            "code": 0,
+            "hit": kept.hit,
+            "key": kept.key,
+            "photo_sha256": digest(photo.data),
+            "cutter": kept.artifact.cutter,
+            "seconds": round(kept.seconds, 3),
+            "warnings": [{"code": caution.code, "text": str(caution)} for caution in kept.cautions],
+            "preset": loaded.preset,
+            "settings": {key: [value, loaded.origins[key]] for key, value in differences(loaded.settings).items()},
+        }
+
+    for outcome in outcomes:
+        screen.outcome(outcome)
+    for number, item in enumerate(items, 1):
+        screen.start(f"cutout: {item.source}", number, len(items))
+        outcome = batch.run_one(item, work, file_report)
+        outcomes.append(outcome)
+        if not outcome.error:
+            facts = outcome.facts
+            how = "kept from before" if facts["hit"] else f"{facts['cutter']}, {facts['seconds']:.2f} s"
+            screen.finish(f"cutout: {item.source}: {how} -> {item.target}")
+        screen.outcome(outcome)
+    screen.stop()
+    screen.summary(outcomes)
+    return gravest([outcome.exit_code for outcome in outcomes])
+
+
+def encode(rgba: Any) -> bytes:
+    """The PNG of a cutout, the same bytes for the same pixels."""
+    import io
+
+    from PIL import Image
+
+    page = io.BytesIO()
+    Image.fromarray(rgba).save(page, "PNG")
+    return page.getvalue()

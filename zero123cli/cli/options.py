@@ -1,0 +1,79 @@
+"""The flags that verbs share, each spelled once."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class ProgressKind(StrEnum):
+    auto = "auto"
+    bar = "bar"
+    lines = "lines"
+    none = "none"
+
+
+class ColourKind(StrEnum):
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
+OUTPUT, SETTINGS, CACHE = "Output", "Settings", "Cache"
+
+Json = Annotated[bool, typer.Option("--json", help="Results as JSON, one object a line.", rich_help_panel=OUTPUT)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.", rich_help_panel=OUTPUT)]
+Verbose = Annotated[
+    int, typer.Option("--verbose", "-v", count=True, help="Say more; -vv shows tracebacks.", rich_help_panel=OUTPUT)
+]
+Progress = Annotated[
+    ProgressKind, typer.Option("--progress", help="A bar, plain lines or nothing.", rich_help_panel=OUTPUT)
+]
+Colour = Annotated[ColourKind, typer.Option("--color", help="Colour on stderr.", rich_help_panel=OUTPUT)]
+Force = Annotated[bool, typer.Option("--force", help="Replace existing outputs.", rich_help_panel=OUTPUT)]
+
+Preset = Annotated[
+    str | None, typer.Option("--preset", help="A preset by name, or a .toml file.", rich_help_panel=SETTINGS)
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Any setting; may be repeated.", rich_help_panel=SETTINGS),
+]
+
+CacheDir = Annotated[
+    Path | None,
+    typer.Option("--cache-dir", envvar="ZERO123_CACHE_DIR", help="Where stages are kept.", rich_help_panel=CACHE),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.", rich_help_panel=CACHE)]
+Refresh = Annotated[bool, typer.Option("--refresh", help="Make anew what the cache holds.", rich_help_panel=CACHE)]
+SharedCache = Annotated[
+    bool,
+    typer.Option(
+        "--shared-cache",
+        envvar="ZERO123_SHARED_CACHE",
+        help="Trust a cache folder that others can write to.",
+        rich_help_panel=CACHE,
+    ),
+]
+LockTimeout = Annotated[
+    float,
+    typer.Option(
+        "--lock-timeout",
+        envvar="ZERO123_LOCK_TIMEOUT",
+        min=0,
+        help="Seconds to wait for another process that makes the same.",
+        rich_help_panel=CACHE,
+    ),
+]
+Offline = Annotated[
+    bool,
+    typer.Option(
+        "--offline",
+        envvar="ZERO123_OFFLINE",
+        help="Never use the network. (This verb never does.)",
+        rich_help_panel=OUTPUT,
+    ),
+]

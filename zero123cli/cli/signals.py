@@ -1,0 +1,39 @@
+"""SIGINT, SIGTERM and SIGHUP: clean up, say so, then die of the signal, so that shell loops stop too."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+from typing import NoReturn
+
+HANDLED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class Interrupted(BaseException):
+    """Raised where the program stands when a signal arrives; a BaseException, so that no handler of errors eats it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def install() -> None:
+    """The first signal raises Interrupted, a second one ends the process at once."""
+    for number in HANDLED:
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup, or a background job of a script
+            signal.signal(number, interrupt)
+
+
+def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    for other in HANDLED:
+        if signal.getsignal(other) == interrupt:
+            signal.signal(other, signal.SIG_DFL)
+    raise Interrupted(number)
+
+
+def die_of(number: int) -> NoReturn:
+    """Ends the process the way the signal would have."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    raise SystemExit(128 + number)  # where a signal cannot kill

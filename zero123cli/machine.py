@@ -1,0 +1,155 @@
+"""Every question to the outside: folders, environment, device, memory. Nobody else asks.
+
+torch is imported only inside the functions that need it: `zero123 --help` must not wait for it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from .errors import UnavailableError
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where networks run and in which precision."""
+
+    device: str  # "cpu", "cuda:0", "mps"
+    dtype: Literal["float32", "float16", "bfloat16"]
+    name: str  # what people call the device
+
+
+def shipped(name: Literal["presets", "assets"]) -> Path:
+    """A folder that comes with the program: inside an installed package, beside it in a checkout."""
+    inside = PACKAGE / name
+    return inside if inside.is_dir() else PACKAGE.parent / name
+
+
+def preset_folders() -> list[Path]:
+    """Where presets are looked for; the user's own come first."""
+    return [config_folder() / "presets", shipped("presets")]
+
+
+def config_folder() -> Path:
+    import platformdirs
+
+    return Path(platformdirs.user_config_dir("zero123", appauthor=False))
+
+
+def cache_folder() -> Path:
+    """Where stages are kept unless --cache-dir or ZERO123_CACHE_DIR says otherwise."""
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("zero123", appauthor=False))
+
+
+def log_folder() -> Path:
+    import platformdirs
+
+    return Path(platformdirs.user_log_dir("zero123", appauthor=False))
+
+
+def project_file() -> Path | None:
+    """The nearest `zero123.toml`, from the current folder upwards."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # the current folder was deleted
+        return None
+    for folder in (here, *here.parents):
+        if (folder / "zero123.toml").is_file():
+            return folder / "zero123.toml"
+    return None
+
+
+def user_file() -> Path | None:
+    path = config_folder() / "config.toml"
+    return path if path.is_file() else None
+
+
+def cutter_folders(name: str, environ: Mapping[str, str] = os.environ) -> list[Path]:
+    """Where rembg keeps the weights of cutter `name`, in the order in which it looks (rembg 2.0.86)."""
+
+    def expand(path: str) -> Path:
+        return Path(os.path.expanduser(path))
+
+    data = environ.get("XDG_DATA_HOME")
+    legacy = expand(environ.get("U2NET_HOME") or os.path.join(data or "~", ".u2net"))
+    default = os.path.join(data, "rembg") if data else os.path.join("~", ".rembg")
+    home = legacy if environ.get("U2NET_HOME") else expand(environ.get("REMBG_HOME") or default)
+    return [home / "models" / name, legacy]
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def asked_threads(environ: Mapping[str, str] = os.environ) -> int:
+    """Threads that the user asked for with OMP_NUM_THREADS; 0 for the library's own choice."""
+    asked = environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdigit() else 0
+
+
+def free_memory() -> int | None:
+    """Bytes of host memory that can still be had, where the system tells."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def peak_memory() -> int:
+    """Bytes of the largest resident set of this process so far."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def pick(device: str = "auto", dtype: str = "auto") -> Backend:
+    """The backend asked for. Only "auto" may fall back; anything else is there or is an UnavailableError."""
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, number = device.partition(":")
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = int(number) if number.isdigit() else 0
+        if index >= count:
+            raise UnavailableError(
+                f"there is no CUDA device {index} ({count} found)",
+                where=f"--device {device}",
+                remedy="try --device auto, or see `zero123 doctor`",
+            )
+        device, name = f"cuda:{index}", torch.cuda.get_device_name(index)
+    elif kind == "mps":
+        if not torch.backends.mps.is_available():
+            raise UnavailableError("there is no Metal device", where="--device mps", remedy="try --device auto")
+        device, name = "mps", "Metal"
+    else:
+        device, name = "cpu", f"CPU, {cores()} cores"
+    if dtype == "auto":
+        dtype = {"cpu": "bfloat16" if has_fast_bfloat16() else "float32", "mps": "float32"}.get(kind, "float16")
+    return Backend(device, dtype, name)  # type: ignore[arg-type]  # the command line offers only the three
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 in hardware (elsewhere it is emulated and slow)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0]
+    except OSError:
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags
