@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +33,8 @@ LAYOUT = 1  # of entries on disk: another number never meets this one's entries
 MANIFEST = "manifest.json"
 DRAFT_AGE = 24 * 3600.0  # s; older drafts belong to nobody
 CACHEDIR_TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# What zero123 made; safe to delete.\n"
+
+DAMAGE = (OSError, ValueError, KeyError, TypeError, RecursionError)  # what reading a damaged entry can raise
 
 A = TypeVar("A")
 
@@ -152,7 +155,7 @@ def read(root: Path, stage: Stage[A], key: str, watch: Watch) -> tuple[A, tuple[
         if not os.path.lexists(folder):
             return None
         reason = "a file is missing"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except DAMAGE as error:
         reason = str(error)
     else:
         with contextlib.suppress(OSError):
@@ -215,10 +218,9 @@ def keep(cache: Cache, stage: Stage[A], key: str, artifact: A, cautions: Sequenc
         "cautions": [asdict(caution) for caution in cautions],
     }
     folder = entry_folder(cache.root, key)
-    draft = cache.root / "drafts" / f"{key[:16]}.{secrets.token_hex(6)}"
     try:
-        for place in (folder.parent, draft.parent):
-            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(cache.root, "entries", key[:2])
+        draft = private_folder(cache.root, "drafts") / f"{key[:16]}.{secrets.token_hex(6)}"
         if cache.refresh:
             remove(cache.root, folder)
         # A folder that is in the way is whole: `read` put damaged ones aside under the lock.
@@ -241,29 +243,33 @@ def cannot_keep(root: Path, error: OSError) -> Caution:
 def quarantine(root: Path, folder: Path) -> None:
     """Moves a damaged entry out of the way; in a read-only cache it stays and is a miss each time."""
     with contextlib.suppress(OSError):
-        place = root / "quarantine"
-        place.mkdir(mode=0o700, exist_ok=True)
+        place = private_folder(root, "quarantine")
         os.rename(folder, place / f"{folder.name}.{secrets.token_hex(6)}")
 
 
 def remove(root: Path, folder: Path) -> None:
     """Takes an entry away: out of sight in one rename, then deleted, so that no reader meets half of it."""
     with contextlib.suppress(FileNotFoundError):
-        drafts = root / "drafts"
-        drafts.mkdir(mode=0o700, parents=True, exist_ok=True)
-        gone = drafts / f"gone.{secrets.token_hex(6)}"
+        gone = private_folder(root, "drafts") / f"gone.{secrets.token_hex(6)}"
         os.rename(folder, gone)
         discard(gone)
 
 
 def discard(path: Path) -> None:
-    """Deletes whatever stands at `path`, links unfollowed."""
+    """Deletes whatever stands at `path`, links unfollowed; another process may be at it too."""
     if path.is_dir() and not path.is_symlink():
-        for child in list(path.iterdir()):
-            discard(child)
-        path.rmdir()
+        shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def private_folder(root: Path, *names: str) -> Path:
+    """A folder in the cache, made if need be, each step of it for its owner alone."""
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name in names:
+        root = root / name
+        root.mkdir(mode=0o700, exist_ok=True)
+    return root
 
 
 def drop_old_drafts(root: Path, age: float = DRAFT_AGE) -> int:
@@ -331,7 +337,7 @@ def lock(cache: Cache, key: str, stage: str, watch: Watch) -> Iterator[None]:
     deadline = time.monotonic() + cache.lock_timeout
     while True:
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_folder(cache.root, "locks")
             holder.acquire(timeout=max(0.0, min(10.0, deadline - time.monotonic())), poll_interval=0.05)
             path.write_text(str(os.getpid()))
         except filelock.Timeout:
@@ -375,7 +381,7 @@ def file_digest(cache: Cache, path: Path) -> FileDigest:
     identity = [str(path.resolve()), state.st_size, state.st_mtime_ns, state.st_ino]
     memo = cache.root / "digests" / digest(to_json(identity)) if cache.root else None
     if memo:
-        with contextlib.suppress(OSError, ValueError, TypeError):
+        with contextlib.suppress(*DAMAGE):
             return FileDigest(**open_seal(read_regular(memo)))
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
@@ -383,9 +389,9 @@ def file_digest(cache: Cache, path: Path) -> FileDigest:
             sha256.update(chunk)
             md5.update(chunk)
     found = FileDigest(sha256.hexdigest(), md5.hexdigest())
-    if memo:
+    if cache.root and memo:
         with contextlib.suppress(OSError):  # only a memo: without it the file is read again
-            memo.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_folder(cache.root, "digests")
             durable.write_file(memo, seal(asdict(found)), overwrite=True)
     return found
 
@@ -417,7 +423,7 @@ def entries(root: Path, *, check: bool = False) -> list[Entry]:
                     _, files = read_entry(folder, folder.name)
                     if set(files) != {ARRAYS, FACTS}:
                         damage = "unknown files"
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except DAMAGE as error:
                 damage = str(error)
             found.append(Entry(folder.name, stage, size, used, damage, folder))
     return found
@@ -458,7 +464,7 @@ def drop_idle_locks(root: Path) -> None:
 def clear(root: Path) -> tuple[int, int]:
     """Drops everything that was kept; (entries, bytes) dropped."""
     dropped = prune(root, max_size=-1)
-    for name in ("drafts", "digests", "partial"):
+    for name in ("digests", "partial"):
         for place in listing(root / name):
             discard(place)
     return dropped

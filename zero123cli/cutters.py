@@ -145,10 +145,16 @@ def opponent(rgb: np.ndarray) -> np.ndarray:  # float (..., 3) in [0, 1]
 
 def grab_cut(colour: np.ndarray, rounds: int = 8) -> np.ndarray:  # float (H, W, 3) -> bool (H, W)
     """Alternates between fitting two colour mixtures and cutting the graph between them."""
-    border = border_ring(colour.shape[:2], width=0.03)
-    cost = Mixture.fit(colour[border], components=5).cost(colour)
-    # To begin with, the object is what the border's colours explain worse than nearly all of the border itself.
-    inside = (cost > np.quantile(cost[border], 0.95) + 1.0) & ~border
+    height, width = colour.shape[:2]
+    rim = max(1, round(0.03 * min(height, width)))
+    border = np.ones((height, width), bool)
+    border[rim:-rim, rim:-rim] = False
+    # To begin with, the object is what the border explains worse than nearly all of itself. The lower edge does not
+    # count, for there an object may leave the picture; the ground it stands on reaches the lower corners.
+    crown = border.copy()
+    crown[-rim:, rim:-rim] = False
+    cost = Mixture.fit(colour[crown], components=5).cost(colour)
+    inside = (cost > np.quantile(cost[crown], 0.95) + 1.0) & ~crown
     prior = np.where(border, -6.0, 2.0 * middle(colour.shape[:2]))  # nats; an object may leave the picture
     edges = grid_edges(colour)
     for _ in range(rounds):
@@ -179,14 +185,6 @@ def joined_to(mask: np.ndarray, place: np.ndarray) -> np.ndarray:  # bool (H, W)
     return np.isin(parts, reached[reached > 0])
 
 
-def border_ring(shape: tuple[int, ...], width: float) -> np.ndarray:
-    """The pixels along the picture's edge; `width` is a share of the shorter side."""
-    ring = np.ones(shape, bool)
-    inner = max(1, round(width * min(shape)))
-    ring[inner:-inner, inner:-inner] = False
-    return ring
-
-
 @dataclass(frozen=True)
 class Mixture:
     """A mixture of Gaussians over colours, fitted with hard assignments as in GrabCut."""
@@ -198,22 +196,9 @@ class Mixture:
 
     @staticmethod
     def fit(samples: np.ndarray, components: int) -> Mixture:  # (N, 3)
-        from scipy.cluster.vq import kmeans2
-
-        # Spread along the sorted lightness: the same picture gives the same mixture.
-        order = samples[np.argsort(samples[:, 0], kind="stable")]
-        seeds = order[np.linspace(0, len(order) - 1, min(components, len(order))).astype(int)]
-        seeds = np.unique(seeds, axis=0)
-        means, labels = (
-            kmeans2(samples, seeds, iter=10, minit="matrix", missing="warn")
-            if len(seeds) > 1
-            else (
-                samples.mean(0, keepdims=True),
-                np.zeros(len(samples), int),
-            )
-        )
+        labels = cluster(samples, components)
         shares, centres, whiteners, volumes = [], [], [], []
-        for k in range(len(means)):
+        for k in range(components):
             own = samples[labels == k]
             if len(own) < 2:
                 continue
@@ -230,6 +215,17 @@ class Mixture:
         offset = colour[..., None, :] - self.means  # (..., K, 3)
         white = np.einsum("...ki,kij->...kj", offset, self.whiteners)
         return np.asarray((0.5 * (white**2).sum(-1) + self.log_volumes - np.log(self.shares)).min(-1))
+
+
+def cluster(samples: np.ndarray, count: int, rounds: int = 10) -> np.ndarray:  # (N, 3) -> int (N,)
+    """k-means, begun at even steps of lightness: the same picture gives the same clusters."""
+    order = np.argsort(samples[:, 0], kind="stable")
+    means = samples[order[np.linspace(0, len(order) - 1, count).astype(int)]]
+    for _ in range(rounds):
+        labels = ((samples[:, None] - means) ** 2).sum(-1).argmin(1)
+        for k in np.unique(labels):
+            means[k] = samples[labels == k].mean(0)
+    return labels
 
 
 Edges = tuple[np.ndarray, np.ndarray, np.ndarray]  # from pixel, to pixel, weight; each (N,)

@@ -171,8 +171,8 @@ def look_for_trouble(mask: np.ndarray, box: Box, watch: Watch) -> None:  # float
 
 
 def touches_border(core: np.ndarray) -> bool:  # bool (h, w)
-    """Whether more than a twentieth of a side is covered; a tight crop around a round thing covers less."""
-    return any(bool(side.mean() > 0.05) for side in (core[0], core[-1], core[:, 0], core[:, -1]))
+    """Whether more than a tenth of a side is covered; a tight crop around a round thing covers less."""
+    return any(bool(side.mean() > 0.1) for side in (core[0], core[-1], core[:, 0], core[:, -1]))
 
 
 def nothing(name: str, what: str) -> NothingFoundError:
@@ -221,18 +221,21 @@ def assemble(rgb: np.ndarray, alpha: np.ndarray, *, unmix: bool) -> np.ndarray: 
     alpha = np.clip(alpha, 0, 1).astype(np.float32)
     colour = rgb.astype(np.float32) / 255
     if unmix:
+        mixed, behind = colour, colour
         for radius in (len(rgb) // 12, max(2, len(rgb) // 128)):  # wide for wide edges, then close
-            colour = unmix_colours(rgb.astype(np.float32) / 255, colour, alpha, radius)
+            colour, behind = unmix_colours(mixed, colour, behind, alpha, radius)
     colour = np.where(alpha[..., None] > 0, colour, blur_ratio(colour, alpha, max(2, len(rgb) // 64)))
     return np.round(np.clip(np.concatenate([colour, alpha[..., None]], -1), 0, 1) * 255).astype(np.uint8)
 
 
-def unmix_colours(mixed: np.ndarray, front: np.ndarray, alpha: np.ndarray, radius: int) -> np.ndarray:
-    """One step of blur fusion: the object's colour F near the blurred one that explains I = a F + (1 - a) B best."""
-    near_front = blur_ratio(front, alpha, radius)
-    near_behind = blur_ratio(mixed, 1 - alpha, radius)
+def unmix_colours(
+    mixed: np.ndarray, front: np.ndarray, behind: np.ndarray, alpha: np.ndarray, radius: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """One step of blur fusion: F near its blurred estimate that explains I = a F + (1 - a) B best, and B blurred."""
+    near_front, near_behind = blur_ratio(front, alpha, radius), blur_ratio(behind, 1 - alpha, radius)
     weight = alpha[..., None]
-    return np.clip(near_front + weight * (mixed - weight * near_front - (1 - weight) * near_behind), 0, 1)
+    left_over = mixed - weight * near_front - (1 - weight) * near_behind
+    return np.clip(near_front + weight * left_over, 0, 1), near_behind
 
 
 def blur_ratio(colour: np.ndarray, weight: np.ndarray, radius: int) -> np.ndarray:  # (S, S, 3), (S, S)

@@ -1,0 +1,93 @@
+"""What the machine module answers, and the table of weights on top of it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from zero123cli import machine, models
+from zero123cli.errors import UnavailableError, WeightsError
+
+
+def test_shipped_folders_are_there() -> None:
+    assert (machine.shipped("presets") / "cpu.toml").is_file()
+    assert (machine.shipped("assets") / "coffee.jpg").is_file()
+
+
+def test_everything_shipped_names_its_licence() -> None:
+    told = (machine.shipped("assets") / "README.md").read_text()
+    for path in machine.shipped("assets").iterdir():
+        assert path.name == "README.md" or f"`{path.name}`" in told
+
+
+def test_auto_takes_what_is_there() -> None:
+    import torch
+
+    backend = machine.pick()
+    assert backend.device == ("cuda:0" if torch.cuda.is_available() else backend.device)
+    assert backend.dtype in ("float32", "float16", "bfloat16")
+
+
+def test_cpu_and_dtype_are_taken_at_their_word() -> None:
+    assert machine.pick("cpu", "float32").device == "cpu"
+    assert machine.pick("cpu", "float32").dtype == "float32"
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UnavailableError, match="no CUDA device 99") as error:
+        machine.pick("cuda:99")
+    assert error.value.exit_code == 69
+
+
+def test_project_file_is_the_nearest_upwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    (tmp_path / "zero123.toml").write_text("")
+    monkeypatch.chdir(inner)
+    assert machine.project_file() == tmp_path / "zero123.toml"
+    (tmp_path / "a" / "zero123.toml").write_text("")
+    assert machine.project_file() == tmp_path / "a" / "zero123.toml"
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, ["~/.rembg/models/u2net", "~/.u2net"]),
+        ({"U2NET_HOME": "/w"}, ["/w/models/u2net", "/w"]),
+        ({"XDG_DATA_HOME": "/d"}, ["/d/rembg/models/u2net", "/d/.u2net"]),
+        ({"REMBG_HOME": "/r"}, ["/r/models/u2net", "~/.u2net"]),
+        ({"REMBG_HOME": "/r", "XDG_DATA_HOME": "/d"}, ["/r/models/u2net", "/d/.u2net"]),
+        ({"U2NET_HOME": "/w", "REMBG_HOME": "/r"}, ["/w/models/u2net", "/w"]),
+    ],
+)
+def test_weights_are_looked_for_where_rembg_looks(
+    environ: dict[str, str], expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("U2NET_HOME", "XDG_DATA_HOME", "REMBG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    folders = [Path(path).expanduser() for path in expected]
+    assert machine.cutter_folders("u2net", environ) == folders
+    # rembg's own answer is the oracle.
+    from zero123cli.cutters import import_sessions
+
+    session = import_sessions()["u2net"]
+    assert [Path(session.model_dir()), Path(session.legacy_home())] == folders  # type: ignore[attr-defined]  # rembg's class
+
+
+def test_weights_are_found_and_held_against_their_digest(tmp_path: Path) -> None:
+    environ = {"U2NET_HOME": str(tmp_path)}
+    assert models.find_cutter("u2netp", environ) is None
+    path = tmp_path / "u2netp.onnx"
+    path.write_bytes(b"x")
+    assert models.find_cutter("u2netp", environ) == path
+    models.check_cutter("u2netp", path, models.CUTTERS["u2netp"].md5)
+    with pytest.raises(WeightsError, match="not the published u2netp weights"):
+        models.check_cutter("u2netp", path, "0" * 32)
+
+
+def test_the_fetch_command_is_for_this_python() -> None:
+    assert models.fetch_command("u2net").startswith(sys.executable)
