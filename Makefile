@@ -35,14 +35,15 @@ $(BIN)/python:
 
 # torch comes first and alone: nothing else may choose its build.
 $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) torch
-	$(PIP) --editable .
+	@echo "installing into $(VENV): some minutes the first time"
+	@$(PIP) torch
+	@$(PIP) --editable .
 	@touch $@
 
 $(VENV)/tested: $(VENV)/installed
-	$(PIP) --editable ".[test,heic]"
+	@$(PIP) --editable ".[test,heic]"
 	@touch $@
 
 $(VENV)/checked: $(VENV)/tested
-	$(PIP) --editable ".[check]"
+	@$(PIP) --editable ".[check]"
 	@touch $@

@@ -104,8 +104,8 @@ def cutout(
         outcomes.append(outcome)
         if not outcome.error:
             facts = outcome.facts
-            how = "kept from before" if facts["hit"] else f"{facts['cutter']}, {facts['seconds']:.2f} s"
-            screen.finish(f"cutout: {item.source}: {how} -> {item.target}")
+            how = "kept from before" if facts["hit"] else facts["cutter"]
+            screen.finish(f"cutout: {item.source}: {how}, {facts['seconds']:.2f} s -> {item.target}")
         screen.outcome(outcome)
     screen.stop()
     screen.summary(outcomes)

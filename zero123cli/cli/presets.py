@@ -49,7 +49,7 @@ def show(
         told = (
             loaded.origins[knob.key] if origin else f"{knob.meaning}" + (f" ({knob.allowed})" if knob.allowed else "")
         )
-        screen.result(f"{name} = {as_toml(values[knob.key]):14} # {told}")
+        screen.result(f"{f'{name} = {as_toml(values[knob.key])}':34} # {told}")
 
 
 def as_toml(value: object) -> str:
