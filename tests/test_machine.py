@@ -91,3 +91,14 @@ def test_weights_are_found_and_held_against_their_digest(tmp_path: Path) -> None
 
 def test_the_fetch_command_is_for_this_python() -> None:
     assert models.fetch_command("u2net").startswith(sys.executable)
+
+
+def test_deleted_current_folder_is_named_before_torch_ends_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(UnavailableError, match="was deleted"):
+        machine.pick()

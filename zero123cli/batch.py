@@ -64,12 +64,13 @@ def gather(inputs: Sequence[str]) -> tuple[list[str], list[Outcome]]:
             missing.append(Outcome(given, MissingInputError("there is no such file", where=given)))
         for match in matches:
             if match != STDIN and os.path.isdir(match):
-                photos = photos_in(match)
+                remedy = "name the files, or another folder"
+                try:
+                    photos, reason = photos_in(match), "the folder holds no photos"
+                except OSError as error:
+                    photos, reason = [], (error.strerror or "unreadable").lower()
                 if not photos:
-                    remedy = "name the files, or another folder"
-                    missing.append(
-                        Outcome(match, MissingInputError("the folder holds no photos", where=match, remedy=remedy))
-                    )
+                    missing.append(Outcome(match, MissingInputError(reason, where=match, remedy=remedy)))
             else:
                 photos = [match]
             for photo in photos:
@@ -122,8 +123,9 @@ def as_template(out: str, count: int, suffixes: Sequence[str]) -> str:
 
 
 def refuse_clashes(items: Sequence[Item]) -> None:
-    """Two inputs for one output, or an output over its own input: never."""
+    """Two inputs for one output, or an output over an input: never."""
     taken: dict[str, Item] = {}
+    inputs = {os.path.realpath(item.source) for item in items if item.source != STDIN}
     for item in items:
         place = os.path.realpath(item.target)
         if place in taken:
@@ -132,8 +134,8 @@ def refuse_clashes(items: Sequence[Item]) -> None:
                 where="-o",
                 remedy="rename one, or run them apart",
             )
-        if item.source != STDIN and place == os.path.realpath(item.source):
-            raise UsageError(f"{item.target} would replace its own input", where="-o", remedy="choose another name")
+        if place in inputs:
+            raise UsageError(f"{item.target} would replace an input", where="-o", remedy="choose another name")
         taken[place] = item
 
 
@@ -172,7 +174,7 @@ def write_output(target: Path, data: bytes, *, force: bool) -> None:
     try:
         durable.write_file(target, data, overwrite=force)
     except FileExistsError:
-        if target.read_bytes() != data:
+        if not target.is_file() or target.read_bytes() != data:  # a named pipe would be waited for
             raise already_there(target) from None
 
 

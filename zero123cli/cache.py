@@ -307,7 +307,17 @@ def open_cache(root: Path, *, shared: bool = False, lock_timeout: float = 600.0,
         return Cache(root, lock_timeout, refresh)
     if os.name != "nt" and not shared:
         refuse_foreign(root)
+    with contextlib.suppress(OSError):
+        if not any(root.iterdir()):  # a folder made for us beforehand
+            durable.write_file(root / "CACHEDIR.TAG", CACHEDIR_TAG, overwrite=True)
     return Cache(root, lock_timeout, refresh)
+
+
+def refuse_no_cache(root: Path) -> None:
+    """Before anything is deleted: a folder that was never a cache may hold what others keep under the same names."""
+    if root.is_dir() and any(root.iterdir()) and not (root / "CACHEDIR.TAG").is_file():
+        remedy = "check --cache-dir, or delete what you mean by hand"
+        raise RefusedError("this folder was not made as a cache", where=str(root), remedy=remedy)
 
 
 def refuse_foreign(root: Path) -> None:

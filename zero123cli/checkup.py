@@ -15,7 +15,7 @@ from typing import Literal
 
 from . import __version__, machine
 from .cache import Cache, file_digest, open_cache
-from .errors import Zero123Error
+from .errors import UnavailableError, Zero123Error
 from .models import CUTTERS, PREFERRED_CUTTERS, check_cutter, fetch_command, find_cutter
 
 DISTRIBUTION = "zero123cli"
@@ -72,6 +72,8 @@ def look_at_packages() -> Iterator[Finding]:
 def look_at_device() -> Finding:
     try:
         backend = machine.pick()
+    except UnavailableError as error:
+        return Finding("device", "bad", error.what, error.remedy)
     except Exception as error:  # torch's import fails in many ways
         mend = f"{sys.executable} -m pip install --force-reinstall torch"
         return Finding("device", "bad", f"torch does not load ({type(error).__name__})", mend)

@@ -120,6 +120,7 @@ NOT_WRITABLE = (
     errno.ENOTDIR,
     errno.EISDIR,
     errno.ENOENT,
+    errno.EEXIST,
     errno.ELOOP,
 )
 

@@ -56,6 +56,13 @@ def log_folder() -> Path:
     return Path(platformdirs.user_log_dir("zero123", appauthor=False))
 
 
+def weights_folder() -> Path:
+    """Where weights are kept that have no better place: hub files are in the hub's cache, cutters where rembg looks."""
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("zero123", appauthor=False)) / "weights"
+
+
 def project_file() -> Path | None:
     """The nearest `zero123.toml`, from the current folder upwards."""
     try:
@@ -120,6 +127,7 @@ def peak_memory() -> int:
 
 def pick(device: str = "auto", dtype: str = "auto") -> Backend:
     """The backend asked for. Only "auto" may fall back; anything else is there or is an UnavailableError."""
+    refuse_deleted_folder()
     import torch
 
     if device == "auto":
@@ -144,6 +152,14 @@ def pick(device: str = "auto", dtype: str = "auto") -> Backend:
     if dtype == "auto":
         dtype = {"cpu": "bfloat16" if has_fast_bfloat16() else "float32", "mps": "float32"}.get(kind, "float16")
     return Backend(device, dtype, name)  # type: ignore[arg-type]  # the command line offers only the three
+
+
+def refuse_deleted_folder() -> None:
+    """torch's maths library ends the whole process when the current folder is gone."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UnavailableError("the current folder was deleted", remedy="go to another: cd ~") from None
 
 
 def has_fast_bfloat16() -> bool:

@@ -15,12 +15,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line and ends the process with the exit code of the contract."""
     signals.install()
     try:
-        code = run(sys.argv[1:] if arguments is None else list(arguments))
-        if screen.stdout_open and sys.stdout is not None:
-            sys.stdout.flush()
-    except BrokenPipeError:  # `zero123 --help | head -1`
-        screen.close_stdout()
-        code = 0
+        try:
+            code = run(sys.argv[1:] if arguments is None else list(arguments))
+            if screen.stdout_open and sys.stdout is not None:
+                sys.stdout.flush()
+        except BrokenPipeError:  # `zero123 --help | head -1`
+            screen.close_stdout()
+            code = 0
+        signals.let_go()
     except signals.Interrupted as stopped:
         screen.stop()
         screen.note("zero123: stopped; what was finished is kept: run it again to go on")
@@ -32,7 +34,7 @@ def run(arguments: list[str]) -> int:
     """The exit code of a call. Nothing a user can cause ends in a traceback."""
     from typer.exceptions import TyperException
 
-    from ..errors import OutOfMemoryError, UsageError, Zero123Error, writing_failed
+    from ..errors import OutOfMemoryError, SettingsError, UsageError, Zero123Error, gravest, writing_failed
     from .app import app
     from .reports import file_report
 
@@ -40,15 +42,19 @@ def run(arguments: list[str]) -> int:
     cause: BaseException
     try:
         code = app(arguments, prog_name="zero123", standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        return gravest([code if isinstance(code, int) else 0, screen.unsaid])
     except BrokenPipeError:
         raise
+    except SystemExit:  # what Typer makes of a closed pipe, with exit code 1
+        raise BrokenPipeError from None
     except Zero123Error as error:
         failure, cause = error, error
     except TyperException as wrong:
-        verb = next((word for word in arguments if not word.startswith("-")), "")
-        remedy = f"see: zero123 {verb} --help".replace("  ", " ")
-        failure, cause = UsageError(wrong.format_message().rstrip("."), remedy=remedy), wrong
+        context, option = getattr(wrong, "ctx", None), getattr(wrong, "param", None)
+        remedy = f"see: {context.command_path if context else 'zero123'} --help"
+        source = context.get_parameter_source(option.name) if context and option else None
+        kind = SettingsError if source and source.name == "ENVIRONMENT" else UsageError
+        failure, cause = kind(wrong.format_message().rstrip("."), remedy=remedy), wrong
     except MemoryError as full:
         failure, cause = OutOfMemoryError("out of memory", remedy="close other programs and run it again"), full
     except OSError as broken:

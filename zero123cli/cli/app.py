@@ -12,7 +12,6 @@ from . import cache, cutout, doctor, presets
 app = typer.Typer(
     name="zero123",
     help="One photo to a clean, textured 3D mesh.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

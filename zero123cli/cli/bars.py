@@ -13,6 +13,7 @@ from rich.text import Text
 
 from ..batch import Outcome
 from ..watch import Progress
+from .screen import printable
 
 
 class Bar:
@@ -32,12 +33,14 @@ class Bar:
         self.bar.start()
 
     def begin(self, title: str, number: int) -> None:
-        self.title = title
-        self.bar.update(self.task, description=title, completed=number - 1)
+        self.title = printable(title)
+        self.bar.update(self.task, description=self.title, completed=number - 1)
 
     def show(self, message: Progress) -> None:
         share = f" {message.done}/{message.total}" if message.total > 1 else ""
-        self.bar.update(self.task, description=f"{self.title} {message.stage}{share} {message.text}".rstrip())
+        self.bar.update(
+            self.task, description=printable(f"{self.title} {message.stage}{share} {message.text}".rstrip())
+        )
 
     def above(self, text: str) -> None:
         self.bar.console.print(Text.from_ansi(text.rstrip("\n")), soft_wrap=True)
@@ -51,7 +54,7 @@ def outcome_table(outcomes: Sequence[Outcome], coloured: bool) -> str:
     for outcome in outcomes:
         style = "red" if outcome.error else None
         said = outcome.error.what if outcome.error else "done"
-        table.add_row(Text(outcome.source), str(outcome.exit_code), Text(said), style=style)
+        table.add_row(Text(printable(outcome.source)), str(outcome.exit_code), Text(printable(said)), style=style)
     return as_text(table, coloured)
 
 

@@ -11,7 +11,7 @@ import typer
 from . import options
 from .screen import screen
 
-app = typer.Typer(help="The stage cache: where it is, what it holds; check, prune or clear it.", no_args_is_help=True)
+app = typer.Typer(help="The stage cache: where it is, what it holds; check, prune or clear it.")
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
@@ -72,9 +72,11 @@ def prune(
 ) -> None:
     """Drop leftovers, then what was not used for longest, until the rest fits."""
     from ..cache import prune as prune_cache
+    from ..cache import refuse_no_cache
     from .session import cache_root, open_cache
 
     limit = parse_size(max_size)
+    refuse_no_cache(cache_root(cache_dir))
     open_cache(cache_dir, no_cache=False, shared=shared_cache)
     report(*prune_cache(cache_root(cache_dir), limit))
 
@@ -83,8 +85,10 @@ def prune(
 def clear(cache_dir: options.CacheDir = None, shared_cache: options.SharedCache = False) -> None:
     """Drop everything that is kept. Runs that are under way at worst do their work again."""
     from ..cache import clear as clear_cache
+    from ..cache import refuse_no_cache
     from .session import cache_root, open_cache
 
+    refuse_no_cache(cache_root(cache_dir))
     open_cache(cache_dir, no_cache=False, shared=shared_cache)
     report(*clear_cache(cache_root(cache_dir)))
 
@@ -97,7 +101,7 @@ def parse_size(text: str) -> int:
     """Bytes of "500M", "1.5G" or "2000"."""
     from ..errors import UsageError
 
-    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)\s*([kmgt]?)b?", text.strip().lower())
     if not match:
         raise UsageError(f"{text!r} is no size", where="--max-size", remedy="write it like 500M or 20G")
     return int(float(match[1]) * UNITS[match[2]])

@@ -22,6 +22,13 @@ class ColourKind(StrEnum):
     never = "never"
 
 
+def folder(text: str) -> Path:
+    """An unset variable of a script must not make the current folder the cache."""
+    if not text:
+        raise typer.BadParameter("it is empty")
+    return Path(text)
+
+
 OUTPUT, SETTINGS, CACHE = "Output", "Settings", "Cache"
 
 Json = Annotated[bool, typer.Option("--json", help="Results as JSON, one object a line.", rich_help_panel=OUTPUT)]
@@ -45,7 +52,14 @@ Set = Annotated[
 
 CacheDir = Annotated[
     Path | None,
-    typer.Option("--cache-dir", envvar="ZERO123_CACHE_DIR", help="Where stages are kept.", rich_help_panel=CACHE),
+    typer.Option(
+        "--cache-dir",
+        parser=folder,
+        metavar="FOLDER",
+        envvar="ZERO123_CACHE_DIR",
+        help="Where stages are kept.",
+        rich_help_panel=CACHE,
+    ),
 ]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.", rich_help_panel=CACHE)]
 Refresh = Annotated[bool, typer.Option("--refresh", help="Make anew what the cache holds.", rich_help_panel=CACHE)]
@@ -64,6 +78,7 @@ LockTimeout = Annotated[
         "--lock-timeout",
         envvar="ZERO123_LOCK_TIMEOUT",
         min=0,
+        max=1e6,
         help="Seconds to wait for another process that makes the same.",
         rich_help_panel=CACHE,
     ),

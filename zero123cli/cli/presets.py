@@ -9,7 +9,7 @@ import typer
 from . import options
 from .screen import screen
 
-app = typer.Typer(help="List presets; show what a preset sets and where each value comes from.", no_args_is_help=True)
+app = typer.Typer(help="List presets; show what a preset sets and where each value comes from.")
 
 
 @app.command("list")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import secrets
 import sys
 import time
 import traceback
@@ -16,7 +17,7 @@ def file_report(error: Exception, source: str = "") -> Zero123Error:
     head = f"zero123 {__version__}, Python {platform.python_version()}, {platform.platform()}\n{sys.argv}\n"
     text = head + "".join(traceback.format_exception(error))
     folder = machine.log_folder()
-    path = folder / time.strftime("%Y%m%d-%H%M%S.log")
+    path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}.log"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         durable.write_file(path, text.encode("utf-8", "backslashreplace"), overwrite=True)

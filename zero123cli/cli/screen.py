@@ -39,6 +39,7 @@ class Screen:
         self.last_line = 0.0
         self.bar: Any = None
         self.stdout_open = True
+        self.unsaid = 0  # the exit code of results that could not be printed
 
     def configure(self, *, json: bool, quiet: bool, verbose: int, progress: Bars, color: Colour) -> None:
         self.json = json
@@ -71,7 +72,9 @@ class Screen:
         except OSError as error:
             self.close_stdout()
             reason = (error.strerror or str(error)).lower()
-            raise DiskError(reason, where="standard output", remedy="the files named before are written") from error
+            lost = DiskError(reason, where="standard output", remedy="the outputs themselves are written")
+            self.unsaid = lost.exit_code  # the work goes on
+            self.error(lost)
 
     def close_stdout(self) -> None:
         """Points stdout nowhere, so that nothing is flushed into a closed pipe at the end."""

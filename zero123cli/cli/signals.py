@@ -26,10 +26,15 @@ def install() -> None:
 
 
 def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    for other in HANDLED:
-        if signal.getsignal(other) == interrupt:
-            signal.signal(other, signal.SIG_DFL)
+    let_go()
     raise Interrupted(number)
+
+
+def let_go() -> None:
+    """At the end, when nobody is left to catch Interrupted: a signal ends the process itself."""
+    for number in HANDLED:
+        if signal.getsignal(number) == interrupt:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def die_of(number: int) -> NoReturn:
