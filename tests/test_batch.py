@@ -17,7 +17,7 @@ from zero123cli.errors import GRAVITY, UsageError, gravest
 
 
 def targets(sources: list[str], out: str | None) -> list[str]:
-    return [str(item.target) for item in plan(sources, out, default="{stem}_cutout.png", suffixes=(".png",))]
+    return [str(item.target) for item in plan(sources, out, default="{stem}_cutout", suffixes=(".png",))]
 
 
 def json_lines(text: str) -> list[dict[str, Any]]:
@@ -335,4 +335,4 @@ def test_a_named_pipe_at_the_output_does_not_hang(zero123: Program, photo: Photo
 
 def test_an_output_over_another_input_is_refused() -> None:
     with pytest.raises(UsageError, match="replace an input"):
-        plan(["x.png", "x_cutout.png"], None, default="{stem}_cutout.png", suffixes=(".png",))
+        plan(["x.png", "x_cutout.png"], None, default="{stem}_cutout", suffixes=(".png",))

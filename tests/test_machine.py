@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -89,8 +88,8 @@ def test_weights_are_found_and_held_against_their_digest(tmp_path: Path) -> None
         models.check_cutter("u2netp", path, "0" * 32)
 
 
-def test_the_fetch_command_is_for_this_python() -> None:
-    assert models.fetch_command("u2net").startswith(sys.executable)
+def test_the_fetch_command_is_ours() -> None:
+    assert models.fetch_command("u2net") == "zero123 models pull u2net"
 
 
 def test_deleted_current_folder_is_named_before_torch_ends_the_process(
@@ -101,4 +100,4 @@ def test_deleted_current_folder_is_named_before_torch_ends_the_process(
     monkeypatch.chdir(gone)
     gone.rmdir()
     with pytest.raises(UnavailableError, match="was deleted"):
-        machine.pick()
+        machine.refuse_deleted_folder()

@@ -57,7 +57,7 @@ def test_without_weights_colour_does_it_and_says_so(cache: Cache, bare: Path) ->
     kept = pipeline.cutout(PHOTO, CutoutSettings(size=96), tool, cache, watch)
     assert kept.artifact.cutter == "classical"
     assert codes == ["no-cutter-weights"]
-    assert "rembg.new_session('u2net')" in kept.cautions[0].remedy
+    assert "zero123 models pull u2net" in kept.cautions[0].remedy
 
 
 def test_asked_for_colour_is_not_warned_of(cache: Cache, bare: Path) -> None:
@@ -68,7 +68,7 @@ def test_asked_for_colour_is_not_warned_of(cache: Cache, bare: Path) -> None:
 
 
 def test_missing_weights_of_a_named_cutter_are_an_error_with_the_command(cache: Cache, bare: Path) -> None:
-    with pytest.raises(UnavailableError, match="new_session\\('birefnet-general'\\)"):
+    with pytest.raises(UnavailableError, match="zero123 models pull birefnet-general"):
         pipeline.pick_cutter(CutoutSettings(cutter="birefnet-general"), cache)
 
 

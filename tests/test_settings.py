@@ -66,7 +66,8 @@ def test_every_knob_has_its_own_variable() -> None:
 def test_description_flat_view_and_origins_name_the_same_keys() -> None:
     keys = [row.key for row in describe()]
     assert keys == list(flatten(Settings())) == list(load().origins)
-    assert keys == [f"cutout.{member.name}" for member in fields(CutoutSettings)]
+    cutout = [key for key in keys if key.startswith("cutout.")]
+    assert cutout == [f"cutout.{member.name}" for member in fields(CutoutSettings)]
 
 
 def test_a_row_says_bounds_and_choices() -> None:
@@ -78,7 +79,7 @@ def test_a_row_says_bounds_and_choices() -> None:
 
 def test_differences_are_the_values_off_their_default() -> None:
     assert differences(Settings()) == {}
-    assert differences(Settings(CutoutSettings(size=100))) == {"cutout.size": 100}
+    assert differences(Settings(cutout=CutoutSettings(size=100))) == {"cutout.size": 100}
 
 
 def test_import_is_light() -> None:
@@ -140,7 +141,7 @@ def test_rungs_state_different_knobs_side_by_side(tmp_path: Path) -> None:
     project = write(tmp_path / "zero123.toml", "[cutout]\nsize = 100\nforeground_ratio = 1\n")
     loaded = load(project_file=project, set_flags=["cutout.keep=all"], flags={"cutout.foreground_ratio": 0.5})
     assert loaded.settings.cutout == CutoutSettings(size=100, foreground_ratio=0.5, keep="all")
-    assert loaded.origins == {
+    assert {key: origin for key, origin in loaded.origins.items() if key.startswith("cutout.")} == {
         "cutout.cutter": "default",
         "cutout.mask": "default",
         "cutout.keep": "flag --set cutout.keep",

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 from safetensors.numpy import load, save
 
+from .cameras import TRAINING_DISTANCE
+
 T = TypeVar("T")
 
 ARRAYS = "arrays.safetensors"
@@ -48,6 +50,50 @@ class Cutout:
     photo_height: int
     foreground_ratio: float  # longer side of the object's box / side of the square
     cutter: str  # what made the mask: a cutter's name, "alpha" or "keep"
+
+
+@dataclass(frozen=True)
+class Views:
+    """A photo as a view model sees it: the conditioned prior, computed once for all views. K tokens, D their width."""
+
+    embedding: np.ndarray  # float32 (K, D)
+    concat: np.ndarray  # float32 (C, h, w)
+    photo_elevation_deg: float
+    distance: float  # of the photo's camera, in sizes of the object
+
+
+@dataclass(frozen=True)
+class PhotoCamera:
+    """Where the photo was taken from."""
+
+    elevation_deg: float
+    distance: float = TRAINING_DISTANCE
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One picture: where from, which of several, and how."""
+
+    azimuth_deg: float  # from the photo's
+    elevation_deg: float  # from the photo's
+    distance: float  # from the photo's
+    number: int
+    seed: int
+    sampler: str
+    steps: int
+    guidance: float
+    eta: float
+
+
+@dataclass(frozen=True)
+class View:
+    """One sampled picture of the object from another side."""
+
+    pixels: np.ndarray  # uint8 (S, S, 3) on white, or (S, S, 4)
+    azimuth_deg: float  # from the photo's
+    elevation_deg: float  # from the photo's
+    distance: float  # from the photo's
+    number: int  # which of several samples at this pose
 
 
 def pack(artifact: object) -> dict[str, bytes]:

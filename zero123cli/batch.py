@@ -91,12 +91,19 @@ def stem_of(source: str) -> str:
     return "stdin" if source == STDIN else Path(source).stem
 
 
-def plan(sources: Sequence[str], out: str | None, *, default: str, suffixes: Sequence[str]) -> list[Item]:
+def plan(
+    sources: Sequence[str],
+    out: str | None,
+    *,
+    suffixes: Sequence[str],
+    name: str = "{stem}",  # of an output in a folder
+    default: str = "",  # of an output without `out`, if it is another
+) -> list[Item]:
     """Where each output goes: `out` is a file for one input, else a folder or a template with {stem}.
 
-    `default` is the template used without `out`; the first of `suffixes` is used in folders.
+    The first of `suffixes` is used in folders.
     """
-    template = default if out is None else as_template(out, len(sources), suffixes)
+    template = (default or name) + suffixes[0] if out is None else as_template(out, len(sources), name + suffixes[0])
     items = [Item(source, Path(template.replace("{stem}", stem_of(source)))) for source in sources]
     for item in items:
         if item.target.suffix.lower() not in suffixes:
@@ -108,18 +115,23 @@ def plan(sources: Sequence[str], out: str | None, *, default: str, suffixes: Seq
     return items
 
 
-def as_template(out: str, count: int, suffixes: Sequence[str]) -> str:
+def as_template(out: str, count: int, name: str) -> str:
     if "{" in out.replace("{stem}", ""):
         raise UsageError(f"{out} holds an unknown placeholder", where="-o", remedy="{stem} is the only one")
-    if out.endswith(("/", os.sep)) or os.path.isdir(out):
-        return os.path.join(out, "{stem}" + suffixes[0])
+    if is_folder(out):
+        return os.path.join(out, name)
     if "{stem}" in out or count == 1:
         return out
     if Path(out).suffix:
         raise UsageError(
             f"{out} is one file, for {count} inputs", where="-o", remedy="give a folder, or a name with {stem}"
         )
-    return os.path.join(out, "{stem}" + suffixes[0])
+    return os.path.join(out, name)
+
+
+def is_folder(out: str) -> bool:
+    """Whether `-o` names a folder, by its slash or because it is one."""
+    return out.endswith(("/", os.sep)) or os.path.isdir(out)
 
 
 def refuse_clashes(items: Sequence[Item]) -> None:

@@ -71,6 +71,9 @@ def look_at_packages() -> Iterator[Finding]:
 
 def look_at_device() -> Finding:
     try:
+        machine.refuse_deleted_folder()
+        import torch  # noqa: F401  # whether it loads is the question
+
         backend = machine.pick()
     except UnavailableError as error:
         return Finding("device", "bad", error.what, error.remedy)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 O_BINARY = getattr(os, "O_BINARY", 0)  # Windows only
@@ -26,24 +26,28 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_synced(path: Path, data: bytes, mode: int = 0o666) -> None:
+def write_synced(path: Path, chunks: Iterable[bytes], mode: int = 0o666) -> None:
     """Writes a new file and syncs it. The name must not exist: nothing is followed or overwritten."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | O_BINARY, mode)
     try:
-        rest = memoryview(data)
-        while rest:  # a write may be short
-            rest = rest[os.write(handle, rest) :]
+        for chunk in chunks:
+            rest = memoryview(chunk)
+            while rest:  # a write may be short
+                rest = rest[os.write(handle, rest) :]
         os.fsync(handle)
     finally:
         os.close(handle)
 
 
-def write_file(path: Path, data: bytes, *, overwrite: bool) -> None:
-    """Writes `path` in one step. Without `overwrite` an existing file raises FileExistsError and stays as it is."""
+def write_file(path: Path, data: bytes | Iterable[bytes], *, overwrite: bool) -> None:
+    """Writes `path` in one step, from bytes or from chunks of them as they are made.
+
+    Without `overwrite` an existing file raises FileExistsError and stays as it is.
+    """
     # The name is short whatever the target's is: a 255-byte target still leaves room for it.
     draft = path.parent / f".zero123-{secrets.token_hex(6)}.tmp"
     try:
-        write_synced(draft, data)
+        write_synced(draft, [data] if isinstance(data, bytes) else data)
         if overwrite:
             os.replace(draft, path)
         else:
@@ -73,7 +77,7 @@ def publish_folder(files: Mapping[str, bytes], draft: Path, target: Path) -> boo
     try:
         os.mkdir(draft, 0o700)
         for name, data in files.items():
-            write_synced(draft / name, data, 0o600)
+            write_synced(draft / name, [data], 0o600)
         sync_folder(draft)
         try:
             os.rename(draft, target)

@@ -127,12 +127,14 @@ def peak_memory() -> int:
 
 def pick(device: str = "auto", dtype: str = "auto") -> Backend:
     """The backend asked for. Only "auto" may fall back; anything else is there or is an UnavailableError."""
-    refuse_deleted_folder()
-    import torch
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if device == "auto" and not may_have_accelerator():
+        device = "cpu"  # known without waiting for torch
     kind, _, number = device.partition(":")
+    if kind != "cpu":
+        refuse_deleted_folder()
+        import torch
+    if device == "auto":
+        device = kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         index = int(number) if number.isdigit() else 0
@@ -152,6 +154,11 @@ def pick(device: str = "auto", dtype: str = "auto") -> Backend:
     if dtype == "auto":
         dtype = {"cpu": "bfloat16" if has_fast_bfloat16() else "float32", "mps": "float32"}.get(kind, "float16")
     return Backend(device, dtype, name)  # type: ignore[arg-type]  # the command line offers only the three
+
+
+def may_have_accelerator() -> bool:
+    """Whether it is worth asking torch."""
+    return sys.platform == "darwin" or os.name == "nt" or Path("/dev/nvidia0").exists() or Path("/dev/kfd").exists()
 
 
 def refuse_deleted_folder() -> None:

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from .artifacts import Cutout, Photo
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import models
+from .artifacts import Ask, Cutout, Photo, PhotoCamera, View, Views, to_json
 from .cache import Cache, Kept, Stage, digest, entry_key, file_digest, holds, step
 from .cutters import CLASSICAL, Cutter, rembg_cutter
-from .errors import RefusedError, UnavailableError
+from .errors import MissingInputError, RefusedError, UnavailableError, UsageError
+from .machine import Backend
 from .models import CUTTERS, PREFERRED_CUTTERS, check_cutter, fetch_command, find_cutter
-from .settings import CutoutSettings
+from .settings import CutoutSettings, ModelSettings
 from .stages.cutout import cut_out
 from .watch import Caution, Watch
 
+if TYPE_CHECKING:  # torch waits until a network is needed
+    from .cameras import PoseKind
+    from .diffusion.viewmodel import ViewModel
+
 CUTOUT = Stage("cutout", 1, Cutout)
+VIEWS = Stage("views", 1, Views)
+VIEW = Stage("view", 1, View)
 
 
 def cutout(photo: Photo, settings: CutoutSettings, cutter: Cutter, cache: Cache, watch: Watch) -> Kept[Cutout]:
@@ -66,3 +80,141 @@ def no_weights() -> Caution:
         f"for a better mask run: {fetch_command(PREFERRED_CUTTERS[0])}",
         about_run=True,
     )
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A view model that is installed: known by its digest, loaded when a network is first needed."""
+
+    name: str
+    digest: str
+    backend: Backend
+    load: Callable[[Watch], ViewModel]
+
+    @property
+    def device(self) -> str:
+        """What of the backend decides the numbers."""
+        return f"{self.backend.device.partition(':')[0]}/{self.backend.dtype}"
+
+
+def views(cutout: Kept[Cutout], camera: PhotoCamera, prior: Prior, cache: Cache, watch: Watch) -> Kept[Views]:
+    """Cutout -> views: the photo as the view model sees it."""
+
+    def make(listen: Watch) -> Views:
+        from .stages.views import condition
+
+        return condition(cutout.artifact, camera, prior.load(listen))
+
+    return step(
+        cache,
+        VIEWS,
+        inputs=[cutout.key],
+        settings=camera,
+        model=prior.digest,
+        device=prior.device,
+        make=make,
+        watch=watch,
+    )
+
+
+def sampled(
+    conditioned: Kept[Views], asks: Sequence[Ask], prior: Prior, cache: Cache, batch: int, watch: Watch
+) -> Iterator[Kept[View]]:
+    """Views -> pictures, each an entry of its own; those that are not kept are sampled `batch` at a time."""
+    ready: dict[Ask, View] = {}
+    missing = [ask for ask in asks if not holds(cache, view_key(conditioned.key, ask, prior))]
+
+    def make(ask: Ask, listen: Watch) -> View:
+        from .stages.views import sample_views
+
+        if ask not in ready:
+            others = [other for other in missing if other != ask and other not in ready]
+            group = [ask, *others][:batch]
+            ready.update(zip(group, sample_views(conditioned.artifact, group, prior.load(listen), listen), strict=True))
+        return ready.pop(ask)
+
+    for ask in asks:
+        yield step(
+            cache,
+            VIEW,
+            inputs=[conditioned.key],
+            settings=ask,
+            model=prior.digest,
+            device=prior.device,
+            make=functools.partial(make, ask),
+            watch=watch,
+        )
+        missing = [other for other in missing if other != ask]
+
+
+def view_key(conditioned: str, ask: Ask, prior: Prior) -> str:
+    return entry_key(VIEW, [conditioned], ask, prior.digest, prior.device)
+
+
+def has_views(
+    photo: Photo,
+    settings: CutoutSettings,
+    cutter: Cutter,
+    camera: PhotoCamera,
+    asks: Sequence[Ask],
+    prior: Prior,
+    cache: Cache,
+) -> bool:
+    """Whether all these pictures would be hits."""
+    cut = entry_key(CUTOUT, [digest(photo.data)], settings, cutter.digest)
+    seen = entry_key(VIEWS, [cut], camera, prior.digest, prior.device)
+    return all(holds(cache, view_key(seen, ask, prior)) for ask in asks)
+
+
+def pick_prior(settings: ModelSettings, backend: Backend, cache: Cache) -> Prior:
+    """The view model that the settings name: one of the table, a file or a folder."""
+    name = settings.name
+    path = locate_model(name)
+    identity = model_digest(cache, path)
+    pose_kind = pick_pose_kind(settings, name, identity)
+    loaded: list[ViewModel] = []
+
+    def load(watch: Watch) -> ViewModel:
+        from .diffusion import checkpoints
+
+        if not loaded:
+            loaded.append(checkpoints.load(path, backend, ema=settings.ema, pose_kind=pose_kind, watch=watch))
+        return loaded[0]
+
+    return Prior(name, digest(f"{identity} {settings.ema} {pose_kind}".encode()), backend, load)
+
+
+def locate_model(name: str) -> Path:
+    """The file or folder of a view model: installed under that name, or simply there."""
+    if not name:
+        raise UsageError(
+            "no view model is named", where="--model", remedy="name one of `zero123 models list`, a file or a folder"
+        )
+    if name in models.KNOWN:
+        found = models.find_model(name)
+        if found is None:
+            raise models.model_missing(name)
+        return found
+    path = Path(name)
+    if path.exists():
+        return path
+    if path.suffix or len(path.parts) > 1:
+        raise MissingInputError("there is no such file", where=name, remedy="check --model")
+    raise models.unknown(name, models.KNOWN)
+
+
+def model_digest(cache: Cache, path: Path) -> str:
+    """Digest of a weights file, or of all that shapes the networks of a folder."""
+    if path.is_file():
+        return file_digest(cache, path).sha256
+    parts = [part for part in sorted(path.glob("*/*")) if part.suffix in (".json", ".safetensors", ".bin")]
+    return digest(to_json([[part.relative_to(path).as_posix(), file_digest(cache, part).sha256] for part in parts]))
+
+
+def pick_pose_kind(settings: ModelSettings, name: str, identity: str) -> PoseKind | None:
+    """What the settings say, else what is known of these weights; None leaves it to what the file says of itself."""
+    if settings.pose_kind != "auto":
+        return settings.pose_kind
+    if name in models.KNOWN:
+        return models.KNOWN[name].pose_kind
+    return next((known.pose_kind for known in models.KNOWN.values() if known.sha256 == identity), None)

@@ -30,6 +30,7 @@ OTHER_VARIABLES = (
     "ZERO123_SHARED_CACHE",
     "ZERO123_LOCK_TIMEOUT",
 )
+OPTIONS = {"model.name": "--model"}  # options that are not called like their knob
 DEFAULT_PRESET = "cpu"
 PRESET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # never a path that climbs
 MAX_CHAIN = 4  # presets that extend one another
@@ -75,8 +76,30 @@ class CutoutSettings:
 
 
 @dataclass(frozen=True)
+class ModelSettings:
+    name: str = knob("", "the view model: a name of `zero123 models list`, a file or a folder")
+    ema: bool = knob(True, "take the averaged weights of a training checkpoint, as the original does")
+    pose_kind: Literal["auto", "original", "stable"] = knob(
+        "auto", "what the fourth pose number is: the distance's change, or the photo's polar angle (Stable Zero123)"
+    )
+
+
+@dataclass(frozen=True)
+class ViewsSettings:
+    photo_elevation: float = knob(0.0, "how high the photo's camera stands, degrees, up positive", low=-90, high=90)
+    sampler: Literal["ddim-original", "ddim", "dpm++", "unipc"] = knob("ddim-original", "how noise becomes a picture")
+    steps: int = knob(50, "network calls for a view, each for both branches of the guidance", low=1, high=1000)
+    guidance: float = knob(3.0, "how much more the photo counts than no photo; 1 is the photo alone", low=0, high=100)
+    eta: float = knob(1.0, "share of fresh noise in each step of the ddim samplers", low=0, high=1)
+    batch: int = knob(1, "views sampled side by side; more is faster on a GPU", low=1, high=256)
+
+
+@dataclass(frozen=True)
 class Settings:
+    seed: int = knob(0, "what all chance is drawn from", low=0, high=2**53)
+    model: ModelSettings = field(default_factory=ModelSettings)
     cutout: CutoutSettings = field(default_factory=CutoutSettings)
+    views: ViewsSettings = field(default_factory=ViewsSettings)
 
 
 def check(settings: Settings, origins: Mapping[str, str]) -> None:
@@ -407,8 +430,8 @@ def _set_layer(set_flags: Sequence[str]) -> _Layer:
 
 def _flag_layer(flags: Mapping[str, object]) -> _Layer:
     stated = {key: value for key, value in flags.items() if value is not None}
-    origins = {key: "flag --" + key.rpartition(".")[2].replace("_", "-") for key in stated}
-    return _Layer(stated, origins, error=UsageError)
+    named = {key: OPTIONS.get(key) or "--" + key.rpartition(".")[2].replace("_", "-") for key in stated}
+    return _Layer(stated, {key: f"flag {option}" for key, option in named.items()}, error=UsageError)
 
 
 def load(

@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ..batch import Outcome
-from ..watch import Progress
 from .screen import printable
 
 
@@ -36,11 +35,8 @@ class Bar:
         self.title = printable(title)
         self.bar.update(self.task, description=self.title, completed=number - 1)
 
-    def show(self, message: Progress) -> None:
-        share = f" {message.done}/{message.total}" if message.total > 1 else ""
-        self.bar.update(
-            self.task, description=printable(f"{self.title} {message.stage}{share} {message.text}".rstrip())
-        )
+    def show(self, said: str) -> None:
+        self.bar.update(self.task, description=f"{self.title} {printable(said)}")
 
     def above(self, text: str) -> None:
         self.bar.console.print(Text.from_ansi(text.rstrip("\n")), soft_wrap=True)

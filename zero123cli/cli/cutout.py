@@ -10,9 +10,7 @@ from . import options
 from .screen import screen
 
 if TYPE_CHECKING:
-    from ..artifacts import Photo
     from ..batch import Item
-    from ..cache import Kept
 
 
 def cutout(
@@ -55,18 +53,15 @@ def cutout(
 ) -> int:
     """Cut the object out of each photo: an RGBA PNG, square, centred, with soft alpha."""
     from .. import batch, photos, pipeline
-    from ..cache import digest
-    from ..errors import gravest
-    from ..settings import differences
-    from .reports import file_report
-    from .session import open_cache, read_settings
+    from ..report import encode_png
+    from .session import open_cache, read_settings, record, run_items
 
     screen.configure(json=json, quiet=quiet, verbose=verbose, progress=progress.value, color=color.value)
     flags = {"cutter": cutter, "mask": mask, "keep": keep, "foreground_ratio": foreground_ratio, "size": size}
     loaded = read_settings(preset, set_, {f"cutout.{name}": value for name, value in flags.items()})
     settings = loaded.settings.cutout
-    sources, outcomes = batch.gather(inputs)
-    items = batch.plan(sources, out, default="{stem}_cutout.png", suffixes=(".png",))
+    sources, missing = batch.gather(inputs)
+    items = batch.plan(sources, out, default="{stem}_cutout", suffixes=(".png",))
     cache = open_cache(cache_dir, no_cache=no_cache, refresh=refresh, shared=shared_cache, lock_timeout=lock_timeout)
     tool = pipeline.pick_cutter(settings, cache, licence_accepted=accept_licence)
     batch.make_folders(items, out)
@@ -77,47 +72,7 @@ def cutout(
         if not force and item.target.exists() and not pipeline.has_cutout(photo, settings, tool, cache):
             raise batch.already_there(item.target)
         kept = pipeline.cutout(photo, settings, tool, cache, screen.watcher(item.source))
-        batch.write_output(item.target, encode(kept.artifact.rgba), force=force)
-        return describe(item, photo, kept)
+        batch.write_output(item.target, encode_png(kept.artifact.rgba), force=force)
+        return record(item, photo, [kept], loaded) | {"cutter": kept.artifact.cutter}
 
-    def describe(item: Item, photo: Photo, kept: Kept[Any]) -> dict[str, Any]:
-        return {
-            "input": item.source,
-            "output": str(item.target),
-            "status": "ok",
-            "code": 0,
-            "hit": kept.hit,
-            "key": kept.key,
-            "photo_sha256": digest(photo.data),
-            "cutter": kept.artifact.cutter,
-            "seconds": round(kept.seconds, 3),
-            "warnings": [{"code": caution.code, "text": str(caution)} for caution in kept.cautions],
-            "preset": loaded.preset,
-            "settings": {key: [value, loaded.origins[key]] for key, value in differences(loaded.settings).items()},
-        }
-
-    for outcome in outcomes:
-        screen.outcome(outcome)
-    for number, item in enumerate(items, 1):
-        screen.start(f"cutout: {item.source}", number, len(items))
-        outcome = batch.run_one(item, work, file_report)
-        outcomes.append(outcome)
-        if not outcome.error:
-            facts = outcome.facts
-            how = "kept from before" if facts["hit"] else facts["cutter"]
-            screen.finish(f"cutout: {item.source}: {how}, {facts['seconds']:.2f} s -> {item.target}")
-        screen.outcome(outcome)
-    screen.stop()
-    screen.summary(outcomes)
-    return gravest([outcome.exit_code for outcome in outcomes])
-
-
-def encode(rgba: Any) -> bytes:
-    """The PNG of a cutout, the same bytes for the same pixels."""
-    import io
-
-    from PIL import Image
-
-    page = io.BytesIO()
-    Image.fromarray(rgba).save(page, "PNG")
-    return page.getvalue()
+    return run_items("cutout", items, missing, work, how=lambda facts: str(facts["cutter"]))

@@ -42,6 +42,24 @@ Progress = Annotated[
 Colour = Annotated[ColourKind, typer.Option("--color", help="Colour on stderr.", rich_help_panel=OUTPUT)]
 Force = Annotated[bool, typer.Option("--force", help="Replace existing outputs.", rich_help_panel=OUTPUT)]
 
+
+class DtypeKind(StrEnum):
+    auto = "auto"
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+class PoseKind(StrEnum):
+    original = "original"
+    stable = "stable"
+
+
+Device = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda[:N] or mps.", rich_help_panel=SETTINGS)
+]
+Dtype = Annotated[DtypeKind, typer.Option("--dtype", help="Precision of the networks.", rich_help_panel=SETTINGS)]
+
 Preset = Annotated[
     str | None, typer.Option("--preset", help="A preset by name, or a .toml file.", rich_help_panel=SETTINGS)
 ]

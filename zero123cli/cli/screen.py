@@ -85,8 +85,11 @@ class Screen:
         """What came of one input: its path or its object on stdout, its error on stderr."""
         if outcome.error:
             self.failed(outcome.error, outcome.error.__cause__, outcome.source)
+        elif self.json:
+            self.result("", outcome.facts)
         else:
-            self.result(outcome.facts["output"], outcome.facts)
+            for path in outcome.facts.get("outputs") or [outcome.facts["output"]]:
+                self.result(path)
 
     def failed(self, error: Zero123Error, cause: BaseException | None = None, source: str = "") -> None:
         """One line on stderr, and with --json an object on stdout."""
@@ -127,15 +130,18 @@ class Screen:
     def watcher(self, source: str) -> Watch:
         """What the stages call while they work on `source`."""
 
+        clock = Clock()
+
         def watch(message: Progress | Caution) -> None:
             if isinstance(message, Caution):
                 self.caution(message, source)
-            elif self.bar is not None:
-                self.bar.show(message)
+                return
+            said = clock.describe(message)
+            if self.bar is not None:
+                self.bar.show(said)
             elif self.lines and time.monotonic() - self.last_line > LINE_EVERY:
                 self.last_line = time.monotonic()
-                share = f" {message.done}/{message.total}" if message.total > 1 else ""
-                self.line(f"{message.stage}{share}: {message.text}".rstrip(": "))
+                self.line(said)
 
         return watch
 
@@ -182,6 +188,28 @@ class Screen:
 
         self.write(outcome_table(outcomes, self.coloured))
         self.line(f"{len(outcomes) - len(failed)} of {len(outcomes)} done, {len(failed)} failed")
+
+
+class Clock:
+    """Tells the time that is left of a stage from the time that its steps took."""
+
+    def __init__(self) -> None:
+        self.stage = ""
+        self.first = 0
+        self.started = 0.0
+
+    def describe(self, message: Progress) -> str:
+        """Steps, seconds left and what is going on, in one line."""
+        now = time.monotonic()
+        if message.stage != self.stage or message.done < self.first:
+            self.stage, self.first, self.started = message.stage, message.done, now
+        parts = [message.stage]
+        if message.total > 1:
+            parts[0] += f" {message.done}/{message.total}"
+            if message.done > self.first:
+                left = (now - self.started) / (message.done - self.first) * (message.total - message.done)
+                parts.append(f"{left:.0f} s left")
+        return ", ".join(parts + [message.text] * bool(message.text))
 
 
 def is_lively_terminal(environ: Mapping[str, str]) -> bool:

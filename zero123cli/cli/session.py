@@ -1,17 +1,21 @@
-"""What a verb begins with: the screen set up, the settings read, the cache opened."""
+"""What verbs have in common: settings read, the cache opened, the work done input by input, its record."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .. import machine
-from ..settings import Loaded, load
+from .. import batch, machine
+from ..errors import gravest
+from ..settings import Loaded, differences, load
+from .reports import file_report
+from .screen import screen
 
 if TYPE_CHECKING:
-    from ..cache import Cache
+    from ..artifacts import Photo
+    from ..cache import Cache, Kept
 
 
 def read_settings(preset: str | None, set_flags: Sequence[str] | None, flags: Mapping[str, object]) -> Loaded:
@@ -39,3 +43,50 @@ def open_cache(
     if no_cache:
         return cache.Cache(None)
     return cache.open_cache(cache_root(folder), shared=shared, lock_timeout=lock_timeout, refresh=refresh)
+
+
+def run_items(
+    verb: str,
+    items: Sequence[batch.Item],
+    missing: Sequence[batch.Outcome],
+    work: Callable[[batch.Item], dict[str, Any]],
+    how: Callable[[dict[str, Any]], str],
+) -> int:
+    """Does the work for each input, telling what comes of it; the exit code of the whole."""
+    outcomes = list(missing)
+    for outcome in outcomes:
+        screen.outcome(outcome)
+    for number, item in enumerate(items, 1):
+        screen.start(f"{verb}: {item.source}", number, len(items))
+        outcome = batch.run_one(item, work, file_report)
+        outcomes.append(outcome)
+        if not outcome.error:
+            facts = outcome.facts
+            told = "kept from before" if facts["hit"] else how(facts)
+            screen.finish(f"{verb}: {item.source}: {told}, {facts['seconds']:.2f} s -> {item.target}")
+        screen.outcome(outcome)
+    screen.stop()
+    screen.summary(outcomes)
+    return gravest([outcome.exit_code for outcome in outcomes])
+
+
+def record(item: batch.Item, photo: Photo, steps: Sequence[Kept[Any]], loaded: Loaded) -> dict[str, Any]:
+    """The part of a run's record that is the same for every verb."""
+    from ..cache import digest
+
+    return {
+        "input": item.source,
+        "output": str(item.target),
+        "status": "ok",
+        "code": 0,
+        "hit": all(kept.hit for kept in steps),
+        "key": steps[-1].key,
+        "photo_sha256": digest(photo.data),
+        "seconds": round(sum(kept.seconds for kept in steps), 3),
+        "warnings": [
+            {"code": caution.code, "text": str(caution)}
+            for caution in dict.fromkeys(caution for kept in steps for caution in kept.cautions)
+        ],
+        "preset": loaded.preset,
+        "settings": {key: [value, loaded.origins[key]] for key, value in differences(loaded.settings).items()},
+    }

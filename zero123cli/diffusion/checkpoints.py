@@ -1,0 +1,391 @@
+"""Weights from a file or folder to a view model: published LDM files, diffusers folders, our own compact files.
+
+The kind is told from the content. Every tensor that the networks expect is looked up under its name in the file, read
+when its turn comes, checked, cast and handed over: no more than the inference weights and one tensor are ever held.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from .. import durable
+from ..cameras import PoseKind
+from ..errors import UsageError, WeightsError
+from ..machine import Backend
+from ..watch import Caution, Progress, Watch, silent
+from . import ldm
+from .tensorfiles import TensorFile, TensorInfo, open_tensors
+from .viewmodel import Description, ViewModel, fold_cross_attention
+
+HEADER = "zero123"  # the key of a compact file's description
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SAFE_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where one of our tensors lies."""
+
+    file: TensorFile
+    place: ldm.Place
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Opened weights: what they make, and where each tensor is to be had."""
+
+    path: Path
+    kind: str  # "ldm", "diffusers" or "compact"
+    description: Description
+    files: tuple[TensorFile, ...]
+    ema: bool  # whether the averaged weights are taken
+    has_ema: bool
+
+    def find(self, name: str) -> Found:
+        """Our tensor `name`; a WeightsError names what the file lacks."""
+        wanted = self.places(name)
+        for place in wanted:
+            for file in self.files_of(name):
+                if place.name in file.infos:
+                    return Found(file, place)
+        raise WeightsError(f"it lacks the tensor {wanted[0].name}", where=str(self.path), remedy="fetch it again")
+
+    def places(self, name: str) -> list[ldm.Place]:
+        if self.kind == "ldm":
+            vae = self.description.vae
+            assert vae is not None
+            return [ldm.place(name, self.description.unet, vae, ema=self.ema)]
+        if self.kind == "compact":
+            return [ldm.Place(name)]
+        return diffusers_places(name.partition(".")[2])
+
+    def files_of(self, name: str) -> tuple[TensorFile, ...]:
+        """The files that may hold a tensor; a folder has one for each network."""
+        if self.kind != "diffusers":
+            return self.files
+        return (self.files[COMPONENTS.index(name.partition(".")[0])],)
+
+
+def load(
+    path: Path,
+    backend: Backend,
+    *,
+    ema: bool = True,
+    pose_kind: PoseKind | None = None,
+    watch: Watch = silent,
+) -> ViewModel:
+    """The view model that lies at `path`, ready to be used."""
+    with ExitStack() as stack:
+        weights = settle(open_weights(path, stack, ema=ema), pose_kind)
+        if ema and not weights.has_ema and weights.kind == "ldm":
+            watch(Caution("no-ema", "the file holds no averaged weights: the raw ones are used", about_run=True))
+        model = fill(weights, backend, watch)
+    fold_cross_attention(model)
+    return model.eval().requires_grad_(False)
+
+
+def open_weights(path: Path, stack: ExitStack, *, ema: bool) -> Weights:
+    """Tells what lies at `path` and opens it; its files are closed with `stack`."""
+    if path.is_dir():
+        return open_folder(path, stack, ema=ema)
+    file = stack.enter_context(open_tensors(path))
+    if HEADER in file.metadata:
+        return Weights(path, "compact", read_header(file, path), (file,), ema=False, has_ema=False)
+    shapes = {name: info.shape for name, info in file.infos.items()}
+    if ldm.MARK not in shapes:
+        raise WeightsError(f"{looks_like(shapes)}: it lacks the tensor {ldm.MARK}", where=str(path), remedy=REMEDY)
+    has_ema = ldm.EMA + "diffusion_modelinput_blocks00weight" in shapes
+    try:
+        networks = ldm.measure(shapes)
+    except KeyError as missing:
+        raise WeightsError(f"it lacks the tensor {missing.args[0]}", where=str(path), remedy="fetch it again") from None
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise WeightsError(
+            "its tensors have shapes that make no network", where=str(path), remedy="fetch it again"
+        ) from error
+    description = Description("zero123", "unknown", *networks)
+    return Weights(path, "ldm", description, (file,), ema=ema and has_ema, has_ema=has_ema)
+
+
+REMEDY = "see `zero123 models list` for what can be loaded"
+
+
+def looks_like(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """What a file without our mark is, as far as its first convolution tells."""
+    first = shapes.get(ldm.UNET + "input_blocks.0.0.weight")
+    known = {4: "a plain Stable Diffusion model", 8: "an instruction-edit model", 9: "an inpainting model"}
+    if first is not None and len(first) == 4:
+        return f"not a Zero123 model but {known.get(first[1], 'another diffusion model')}"
+    return "not a Zero123 model"
+
+
+def settle(weights: Weights, pose_kind: PoseKind | None) -> Weights:
+    """The weights with their pose kind. Original and Stable ones have the same shapes: whoever knows must say."""
+    stated = weights.description.pose_kind
+    if stated == "unknown" and pose_kind is None:
+        raise UsageError(
+            "nothing in the file tells the original pose formula from Stable Zero123's",
+            where=str(weights.path),
+            remedy="add --pose-kind original (Zero-1-to-3, Zero123-XL) or --pose-kind stable (Stable Zero123)",
+        )
+    if stated != "unknown" and pose_kind not in (None, stated):
+        raise UsageError(
+            f"the file says that its pose kind is {stated}", where=str(weights.path), remedy="leave out --pose-kind"
+        )
+    return replace(weights, description=replace(weights.description, pose_kind=pose_kind or stated))
+
+
+# Compact files --------------------------------------------------------------------------------------------------------
+
+
+def read_header(file: TensorFile, path: Path) -> Description:
+    try:
+        values = json.loads(file.metadata[HEADER])
+        for name in ("unet", "vae"):
+            if values.get(name):
+                values[name] = {key: as_tuple(value) for key, value in values[name].items()}
+        description = Description(**values)
+        if description.pose_kind not in get_args(PoseKind):
+            raise ValueError(description.pose_kind)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(
+            "its description cannot be read", where=str(path), remedy="convert it again with this version"
+        ) from error
+    return description
+
+
+def as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def convert(
+    path: Path,
+    out: Path,
+    *,
+    ema: bool,
+    pose_kind: PoseKind | None,
+    dtype: str,
+    family: str = "",
+    licence: str = "",
+    overwrite: bool = False,
+    watch: Watch = silent,
+) -> None:
+    """Writes the compact file: what inference needs, described in its header. One tensor is held at a time."""
+    with ExitStack() as stack:
+        weights = settle(open_weights(path, stack, ema=ema), pose_kind)
+        told = weights.description
+        told = replace(told, family=family or told.family, licence=licence or told.licence)
+        slots = build(told).state_dict()
+        shapes = {name: TensorInfo(dtype, tuple(slot.shape)) for name, slot in slots.items()}
+
+        def chunks() -> Iterator[bytes]:
+            yield tensor_header(shapes, {HEADER: json.dumps(asdict(told), sort_keys=True)})
+            for done, (name, slot) in enumerate(slots.items()):
+                watch(Progress("converting", done, len(slots)))
+                yield to_bytes(read_tensor(weights, name, slot, DTYPES[dtype]))
+
+        durable.write_file(out, chunks(), overwrite=overwrite)
+
+
+def tensor_header(shapes: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> bytes:
+    """How a safetensors file begins."""
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, info in shapes.items():
+        entries[name] = {
+            "dtype": SAFE_DTYPES[info.dtype],
+            "shape": list(info.shape),
+            "data_offsets": [offset, offset + info.size],
+        }
+        offset += info.size
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def to_bytes(tensor: Tensor) -> bytes:
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+# What is inside -------------------------------------------------------------------------------------------------------
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """What lies at `path`, without loading it."""
+    with ExitStack() as stack:
+        weights = open_weights(path, stack, ema=True)
+        told = weights.description
+        slots = build(told).state_dict()
+        parameters: dict[str, int] = {}
+        for name, slot in slots.items():
+            part = name.partition(".")[0]
+            parameters[part] = parameters.get(part, 0) + slot.numel()
+            weights.find(name)
+        first = weights.find("unet.conv_in.weight")
+        return {
+            "path": str(path),
+            "kind": weights.kind,
+            "family": told.family,
+            "pose_kind": told.pose_kind,
+            "licence": told.licence,
+            "picture": f"{told.size} px, latents {told.unet['out_channels']} x {told.latent_side} x {told.latent_side}",
+            "context": "one token" if told.tokens == "pooled" else "a token a patch",
+            "unet": told.unet["block_out_channels"],
+            "parameters": parameters,
+            "precision": first.file.infos[first.place.name].dtype,
+            "ema": weights.has_ema,
+            "tensors": sum(len(file.infos) for file in weights.files),
+            "bytes": sum(file.path.stat().st_size for file in weights.files),
+            "skipped": sorted({note for file in weights.files for note in file.notes}),
+        }
+
+
+# Diffusers folders ----------------------------------------------------------------------------------------------------
+
+COMPONENTS = ("unet", "vae", "clip", "projection")
+FOLDERS = {
+    "unet": ("unet",),
+    "vae": ("vae",),
+    "clip": ("image_encoder",),
+    "projection": ("clip_camera_projection", "cc_projection"),
+}
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+
+
+def open_folder(path: Path, stack: ExitStack, *, ema: bool) -> Weights:
+    """A diffusers pipeline of either class: Zero123Pipeline or Zero1to3StableDiffusionPipeline."""
+    files, has_ema = [], False
+    for component in COMPONENTS:
+        folder = next((path / name for name in FOLDERS[component] if (path / name).is_dir()), None)
+        if folder is None:
+            raise WeightsError(
+                f"not a Zero123 pipeline: it lacks the folder {' or '.join(FOLDERS[component])}",
+                where=str(path),
+                remedy=REMEDY,
+            )
+        file, is_ema = pick_file(folder, ema)
+        has_ema |= is_ema
+        files.append(stack.enter_context(open_tensors(file)))
+    clip = read_config(path / "image_encoder" / "config.json")
+    description = Description(
+        family=path.name,
+        pose_kind="unknown",
+        unet=arguments_of("unet", read_config(path / "unet" / "config.json")),
+        vae=arguments_of("vae", read_config(path / "vae" / "config.json")),
+        clip=arguments_of("clip", clip.get("vision_config", clip)),
+    )
+    return Weights(path, "diffusers", description, tuple(files), ema=has_ema, has_ema=has_ema)
+
+
+def pick_file(folder: Path, ema: bool) -> tuple[Path, bool]:
+    """The weights in a component's folder: averaged ones if wanted, full precision before half, safe before pickled."""
+    for variant in (".fp16_ema", "", ".fp16") if ema else ("", ".fp16"):
+        for suffix in (".safetensors", ".bin"):
+            for stem in STEMS:
+                path = folder / f"{stem}{variant}{suffix}"
+                if path.is_file():
+                    return path, variant == ".fp16_ema"
+    raise WeightsError("it holds no weights", where=str(folder), remedy="fetch it again")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_bytes())
+        if not isinstance(config, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError("its configuration cannot be read", where=str(path), remedy="fetch it again") from error
+    return config
+
+
+ARGUMENTS = {
+    "unet": "sample_size in_channels out_channels block_out_channels layers_per_block cross_attention_dim "
+    "attention_head_dim down_block_types up_block_types norm_num_groups use_linear_projection",
+    "vae": "in_channels out_channels latent_channels block_out_channels layers_per_block down_block_types "
+    "up_block_types sample_size norm_num_groups",
+    "clip": "hidden_size intermediate_size num_hidden_layers num_attention_heads projection_dim image_size patch_size "
+    "hidden_act layer_norm_eps",
+}
+
+
+def arguments_of(component: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration shapes the network."""
+    return {key: as_tuple(config[key]) for key in ARGUMENTS[component].split() if key in config}
+
+
+OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}  # of early VAE folders
+
+
+def diffusers_places(name: str) -> list[ldm.Place]:
+    """Names under which a folder may hold a tensor: today's first."""
+    if name in ("weight", "bias"):
+        return [ldm.Place(f"proj.{name}"), ldm.Place(f"projection.{name}")]
+    is_vae_matrix = name.startswith(("encoder.", "decoder.")) and ".attentions." in name
+    places = [ldm.Place(name, ldm.drop_kernel if is_vae_matrix else None)]
+    for today, early in OLD_ATTENTION.items():
+        if is_vae_matrix and f".{today}." in name:
+            places.append(ldm.Place(name.replace(f".{today}.", f".{early}."), ldm.drop_kernel))
+    return places
+
+
+# Filling --------------------------------------------------------------------------------------------------------------
+
+
+def build(description: Description) -> ViewModel:
+    """The networks without their weights; they take no memory."""
+    with torch.device("meta"):
+        return ViewModel(description)
+
+
+def fill(weights: Weights, backend: Backend, watch: Watch) -> ViewModel:
+    """The networks with their weights, one tensor after the other, on the backend's device."""
+    try:
+        model = build(weights.description)
+    except (ValueError, TypeError, AssertionError, ZeroDivisionError) as error:
+        raise WeightsError(
+            "its networks cannot be built", where=str(weights.path), remedy="fetch or convert it again"
+        ) from error
+    slots = model.state_dict()
+    device = torch.device(backend.device)
+    loaded = {}
+    for done, (name, slot) in enumerate(slots.items()):
+        tensor = read_tensor(weights, name, slot, DTYPES[backend.dtype]).to(device)
+        if tensor.ndim == 4:
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        loaded[name] = tensor
+        if done % 100 == 0:
+            watch(Progress("loading", done, len(slots), weights.path.name))
+    model.load_state_dict(loaded, assign=True)
+    places = model.clip.vision_model.embeddings
+    places.position_ids = torch.arange(places.num_positions, device=device)[None]
+    return model
+
+
+def read_tensor(weights: Weights, name: str, slot: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor as our network wants it; a WeightsError names one that does not fit."""
+    found = weights.find(name)
+    tensor = found.file.read(found.place.name)
+    if found.place.change:
+        tensor = found.place.change(tensor)
+    if tensor.shape != slot.shape:
+        raise WeightsError(
+            f"the tensor {found.place.name} has the shape {tuple(tensor.shape)}, not {tuple(slot.shape)}",
+            where=str(weights.path),
+            remedy=REMEDY,
+        )
+    cast = tensor.to(dtype, copy=True).contiguous()
+    if dtype == torch.float16 and not torch.isfinite(cast).all():
+        raise WeightsError(
+            f"the tensor {found.place.name} does not fit into half precision",
+            where=str(weights.path),
+            remedy="try --dtype float32 or bfloat16",
+        )
+    return cast

@@ -1,0 +1,214 @@
+"""The denoiser seam: condition once on a photo, then predict the noise in noisy latents at any pose.
+
+Samplers and the 3D half see this and never a UNet, a scheduler or a checkpoint. Noise levels are timesteps of the
+family's one schedule. Latents are in the scaled units in which noise has variance 1.
+Letters: B latents, K context tokens, D their width, C channels, h and w of a latent, H and W of a picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from ..cameras import PoseKind, Viewpoint, relative_pose
+
+STEPS = 1000
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Description:
+    """Everything that weights do not say by themselves; it travels in the header of a compact file."""
+
+    family: str  # what people call it, such as "zero123-xl"
+    pose_kind: PoseKind | Literal["unknown"]  # what the fourth pose number means
+    unet: dict[str, Any]  # arguments of UNet2DConditionModel
+    clip: dict[str, Any]  # arguments of CLIPVisionConfig
+    vae: dict[str, Any] | None  # arguments of AutoencoderKL; None: latents are pictures
+    size: int = 256  # side of the pictures, px
+    tokens: Literal["pooled", "patches"] = "pooled"  # one context token for the photo, or one for each patch
+    predicts: Literal["noise", "velocity"] = "noise"
+    latent_scale: float = 0.18215  # a latent's units / the codec's
+    licence: str = ""
+
+    @property
+    def latent_side(self) -> int:
+        return self.size // 2 ** (len(self.vae["block_out_channels"]) - 1) if self.vae else self.size
+
+    @property
+    def picture_channels(self) -> int:
+        return 3 if self.vae else 4
+
+
+def alphas_cumprod() -> Tensor:  # float64 (STEPS,)
+    """The family's noise schedule: squares of evenly spaced roots."""
+    betas = torch.linspace(0.00085**0.5, 0.0120**0.5, STEPS, dtype=torch.float64, device="cpu") ** 2
+    return (1 - betas).cumprod(0)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A photo as a view model sees it. Poses are relative to where its camera stands."""
+
+    embedding: Tensor  # (K, D), before the pose is joined to it
+    concat: Tensor  # (C, h, w), what is joined to the noisy latent's channels
+    viewpoint: Viewpoint
+
+
+class ViewModel(nn.Module):
+    """The networks of one view-conditioned diffusion model and how they are used together."""
+
+    def __init__(self, description: Description) -> None:
+        super().__init__()
+        self.description = description
+        self.unet = UNet2DConditionModel(**description.unet)
+        self.clip = CLIPVisionModelWithProjection(CLIPVisionConfig(**description.clip))
+        self.vae = AutoencoderKL(**description.vae) if description.vae else None
+        width = description.clip["projection_dim"]
+        self.projection = nn.Linear(width + 4, description.unet["cross_attention_dim"])
+        self.alphas = alphas_cumprod()  # not a buffer: it stays in float64 on the CPU
+
+    @property
+    def device(self) -> torch.device:
+        return self.projection.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.projection.weight.dtype
+
+    # Pictures and latents
+
+    @torch.no_grad()
+    def condition(self, picture: Tensor, viewpoint: Viewpoint) -> Condition:  # (C, H, W) in [-1, 1]
+        """What the model keeps of a photo, computed once."""
+        picture = picture[None].to(self.device, torch.float32)
+        assert picture.shape[1:] == (self.description.picture_channels, *[self.description.size] * 2), picture.shape
+        embedding = self.embed(picture)[0]
+        if self.vae is None:
+            concat = picture[0].to(self.dtype)
+        else:
+            concat = self.vae.encode(picture.to(self.dtype)).latent_dist.mode()[0]  # the mode, and not scaled
+        return Condition(embedding, concat, viewpoint)
+
+    def embed(self, picture: Tensor) -> Tensor:  # (B, C, H, W) in [-1, 1] -> (B, K, D)
+        """The photo's context tokens, not normalised."""
+        outputs = self.clip(pixel_values=clip_input(picture[:, :3], self.description.clip["image_size"]).to(self.dtype))
+        if self.description.tokens == "pooled":
+            return outputs.image_embeds[:, None]
+        return self.clip.visual_projection(outputs.last_hidden_state[:, 1:])
+
+    def encode(self, pictures: Tensor, noise: Tensor | None = None) -> Tensor:  # (B, C, H, W) -> (B, C, h, w)
+        """Latents of pictures, the gradient kept: a sample with `noise`, else the most likely."""
+        if self.vae is None:
+            return pictures.to(self.dtype)
+        posterior = self.vae.encode(pictures.to(self.dtype)).latent_dist
+        latents = posterior.mode() if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean)
+        return latents * self.description.latent_scale
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:  # (B, C, h, w) -> float32 (B, C, H, W) in about [-1, 1]
+        """Pictures of latents."""
+        latents = latents.to(self.device, self.dtype)
+        if self.vae is None:
+            return latents.float()
+        return self.vae.decode(latents / self.description.latent_scale).sample.float()
+
+    # Noise
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Latents at the noise levels `timesteps` (B,)."""
+        alpha = self.alpha(timesteps)
+        return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+
+    def alpha(self, timesteps: Tensor) -> Tensor:  # int (B,) -> float32 (B, 1, 1, 1)
+        return self.alphas[timesteps.cpu()].to(self.device, torch.float32)[:, None, None, None]
+
+    def predict(
+        self,
+        condition: Condition,
+        latents: Tensor,  # (B, C, h, w), noisy
+        timesteps: Tensor,  # int (B,)
+        poses: Sequence[Viewpoint],  # B of them
+        guidance: float = 1.0,
+    ) -> Tensor:  # float32 (B, C, h, w)
+        """The noise in `latents`. Guidance 1 is the condition alone, 0 no condition; else both, in one pass."""
+        context = self.context(condition, poses)
+        concat = condition.concat[None].expand(len(latents), -1, -1, -1)
+        if guidance == 1:
+            return self.denoise(latents, timesteps, context, concat)
+        nothing, no_picture = torch.zeros_like(context), torch.zeros_like(concat)
+        if guidance == 0:
+            return self.denoise(latents, timesteps, nothing, no_picture)
+        # Without a condition the context is zero after the projection: photo, pose and bias all vanish.
+        both = self.denoise(
+            torch.cat([latents, latents]),
+            torch.cat([timesteps, timesteps]),
+            torch.cat([nothing, context]),
+            torch.cat([no_picture, concat]),
+        )
+        without, conditioned = both.chunk(2)
+        return without + guidance * (conditioned - without)
+
+    def context(self, condition: Condition, poses: Sequence[Viewpoint]) -> Tensor:  # (B, K, D')
+        """The photo's tokens, each joined with the pose and projected."""
+        kind = self.description.pose_kind
+        assert kind != "unknown"
+        numbers = [relative_pose(kind, condition.viewpoint, pose) for pose in poses]
+        pose = torch.tensor(numbers, dtype=torch.float64).to(self.device, self.dtype)[:, None]
+        tokens = condition.embedding[None].expand(len(poses), -1, -1)
+        return self.projection(torch.cat([tokens, pose.expand(-1, tokens.shape[1], -1)], -1))
+
+    def denoise(self, latents: Tensor, timesteps: Tensor, context: Tensor, concat: Tensor) -> Tensor:
+        """One pass of the network, its answer turned into noise."""
+        stacked = torch.cat([latents.to(self.device, self.dtype), concat], 1)
+        stacked = stacked.contiguous(memory_format=torch.channels_last)
+        answer = self.unet(stacked, timesteps.to(self.device), context, return_dict=False)[0].float()
+        if self.description.predicts == "noise":
+            return answer
+        alpha = self.alpha(timesteps)
+        return alpha.sqrt() * answer + (1 - alpha).sqrt() * latents.to(answer)
+
+
+def clip_input(picture: Tensor, side: int) -> Tensor:  # (B, 3, H, W) in [-1, 1] -> (B, 3, side, side)
+    """CLIP's own scaling after the original's resize: bicubic on aligned corners, without antialiasing."""
+    resized = F.interpolate(picture.float(), (side, side), mode="bicubic", align_corners=True, antialias=False)
+    mean = torch.tensor(CLIP_MEAN, device=picture.device)[:, None, None]
+    std = torch.tensor(CLIP_STD, device=picture.device)[:, None, None]
+    return ((resized + 1) / 2 - mean) / std
+
+
+# One context token ----------------------------------------------------------------------------------------------------
+
+
+class OneToken:
+    """Cross-attention to a single token: the softmax over one is 1, so the answer is the token's value everywhere."""
+
+    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: Any) -> Tensor:
+        assert encoder_hidden_states.shape[1] == 1, encoder_hidden_states.shape
+        return attn.to_out[0](attn.to_v(encoder_hidden_states))  # (B, 1, D), broadcast over the places
+
+
+def fold_cross_attention(model: ViewModel) -> int:
+    """Replaces cross-attention by what it comes to when the context is one token, exactly; how many were replaced.
+
+    Queries, keys and the norm before them are dropped with their weights.
+    """
+    folded = 0
+    if model.description.tokens != "pooled":
+        return folded
+    for block in model.unet.modules():
+        attention = getattr(block, "attn2", None)
+        if attention is not None and hasattr(block, "norm2"):
+            attention.set_processor(OneToken())
+            attention.to_q = attention.to_k = nn.Identity()
+            block.norm2 = nn.Identity()
+            folded += 1
+    return folded

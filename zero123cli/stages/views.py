@@ -1,0 +1,74 @@
+"""Stage 2, cutout -> views: the photo put before the view model once, then pictures of its other sides.
+
+What a photo costs (its context tokens and its latent) is one artifact, each sampled picture another.
+Letters: S side of a picture, B views sampled side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..artifacts import Ask, Cutout, PhotoCamera, View, Views
+from ..cameras import Viewpoint
+from ..diffusion.sampling import sample, seed_of
+from ..diffusion.viewmodel import Condition, Description, ViewModel
+from ..errors import UsageError
+from ..watch import Progress, Watch
+
+
+def condition(cutout: Cutout, camera: PhotoCamera, model: ViewModel) -> Views:
+    """The photo as the model sees it."""
+    picture = to_picture(cutout, model.description)
+    seen = model.condition(picture, Viewpoint(0.0, camera.elevation_deg, camera.distance))
+    return Views(
+        embedding=seen.embedding.float().cpu().numpy(),
+        concat=seen.concat.float().cpu().numpy(),
+        photo_elevation_deg=camera.elevation_deg,
+        distance=camera.distance,
+    )
+
+
+def to_picture(cutout: Cutout, description: Description) -> Tensor:  # float32 (C, S, S) in [-1, 1]
+    """The cutout on white at the model's size; with its alpha where the model knows alpha."""
+    side = description.size
+    rgba = np.asarray(cutout.rgba, np.float32) / 255
+    colour = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
+    layers = [colour[..., c] for c in range(3)] + [rgba[..., 3]] * (description.picture_channels == 4)
+    kind = Image.Resampling.BOX if len(rgba) >= side else Image.Resampling.BICUBIC
+    resized = [np.asarray(Image.fromarray(layer).resize((side, side), kind)) for layer in layers]
+    return torch.from_numpy(np.stack(resized)).clamp(0, 1) * 2 - 1
+
+
+def sample_views(views: Views, asks: Sequence[Ask], model: ViewModel, watch: Watch) -> list[View]:
+    """The pictures asked for, sampled side by side; they agree in how."""
+    photo = Viewpoint(0.0, views.photo_elevation_deg, views.distance)
+    seen = Condition(
+        torch.from_numpy(views.embedding).to(model.device, model.dtype),
+        torch.from_numpy(views.concat).to(model.device, model.dtype),
+        photo,
+    )
+    poses = [
+        Viewpoint(ask.azimuth_deg, photo.elevation_deg + ask.elevation_deg, photo.distance + ask.distance)
+        for ask in asks
+    ]
+    seeds = [seed_of(ask.seed, pose, ask.number) for ask, pose in zip(asks, poses, strict=True)]
+    how = asks[0]
+    if model.description.pose_kind == "stable" and any(ask.distance for ask in asks):
+        raise UsageError("this model knows no distance", where="--distance", remedy="leave it out")
+    walk = sample(model, seen, poses, seeds, sampler=how.sampler, steps=how.steps, guidance=how.guidance, eta=how.eta)
+    for done, latents in enumerate(walk, 1):
+        last = latents
+        watch(Progress("views", done, how.steps, f"{len(asks)} side by side" if len(asks) > 1 else ""))
+    return [
+        View(to_pixels(picture), ask.azimuth_deg, ask.elevation_deg, ask.distance, ask.number)
+        for picture, ask in zip(model.decode(last), asks, strict=True)
+    ]
+
+
+def to_pixels(picture: Tensor) -> np.ndarray:  # (C, S, S) in about [-1, 1] -> uint8 (S, S, C)
+    return ((picture.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
