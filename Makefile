@@ -17,7 +17,7 @@ demo: $(VENV)/installed ## the main job on the photo in assets/
 	@ls -l out/coffee.png
 
 test: $(VENV)/tested ## the whole test suite
-	$(BIN)/python -m pytest -n auto -m "not bench" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not bench" $(ARGS)
 
 check: $(VENV)/checked ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -17,12 +17,15 @@ PACKAGE = Path(zero123cli.__file__).parent
 # From the ground up: a module imports only from rows above its own.
 ROWS = (
     {"errors", "watch", "cameras"},
-    {"settings", "durable", "machine", "report", "diffusion.unpickle"},
-    {"models", "artifacts", "diffusion.tensorfiles", "diffusion.ldm", "diffusion.viewmodel"},
+    {"settings", "durable", "machine", "report", "framing", "workers", "diffusion.unpickle", "scenes.surface"},
+    {"models", "artifacts", "diffusion.tensorfiles", "diffusion.ldm", "diffusion.viewmodel", "diffusion.volume"},
     {"fetching", "cache", "photos", "cutters", "diffusion.checkpoints", "diffusion.sampling"},
-    {"stages.cutout", "stages.views"},
-    {"pipeline"},
-    {"batch", "checkup"},
+    {"scenes.meshes", "scenes.raycast"},
+    {"stages.cutout", "stages.views", "scenes.solids"},
+    {"pipeline", "training.viewsets"},
+    {"batch", "checkup", "training.packs", "training.targets"},
+    {"training.train"},
+    {"training.volumes"},
     {"cli"},
 )
 LIGHT = {"errors", "watch", "settings", "machine", "batch", "models", "durable"}  # no torch, numpy or Pillow on import
@@ -34,7 +37,7 @@ def modules() -> dict[str, Path]:
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         name = ".".join(part for part in parts if part != "__init__")
-        if name not in ("", "stages", "diffusion", "__main__"):
+        if name not in ("", "stages", "diffusion", "scenes", "training", "__main__"):
             found[name] = path
     return found
 

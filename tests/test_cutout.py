@@ -13,8 +13,9 @@ from PIL import Image
 from zero123cli.artifacts import Cutout, Photo
 from zero123cli.cutters import CLASSICAL, Cutter
 from zero123cli.errors import NothingFoundError, PhotoError
+from zero123cli.framing import FAINT, find_box
 from zero123cli.settings import CutoutSettings
-from zero123cli.stages.cutout import FAINT, cut_out, find_box
+from zero123cli.stages.cutout import cut_out
 from zero123cli.watch import Caution, Progress, silent
 
 RED, GREEN = np.array([200.0, 40.0, 40.0]), np.array([30.0, 220.0, 30.0])

@@ -6,13 +6,14 @@ torch is imported only inside the functions that need it: `zero123 --help` must 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .errors import UnavailableError
+from .errors import UnavailableError, UsageError
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -127,6 +128,8 @@ def peak_memory() -> int:
 
 def pick(device: str = "auto", dtype: str = "auto") -> Backend:
     """The backend asked for. Only "auto" may fall back; anything else is there or is an UnavailableError."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,4})?", device):
+        raise UsageError(f"there is no device {device!r}", where="--device", remedy="say auto, cpu, cuda[:N] or mps")
     if device == "auto" and not may_have_accelerator():
         device = "cpu"  # known without waiting for torch
     kind, _, number = device.partition(":")

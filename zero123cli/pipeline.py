@@ -128,7 +128,7 @@ def sampled(
         from .stages.views import sample_views
 
         if ask not in ready:
-            others = [other for other in missing if other != ask and other not in ready]
+            others = [other for other in missing if other != ask and other not in ready and how(other) == how(ask)]
             group = [ask, *others][:batch]
             ready.update(zip(group, sample_views(conditioned.artifact, group, prior.load(listen), listen), strict=True))
         return ready.pop(ask)
@@ -145,6 +145,11 @@ def sampled(
             watch=watch,
         )
         missing = [other for other in missing if other != ask]
+
+
+def how(ask: Ask) -> tuple[object, ...]:
+    """What views that are sampled side by side have in common."""
+    return ask.sampler, ask.steps, ask.guidance, ask.eta
 
 
 def view_key(conditioned: str, ask: Ask, prior: Prior) -> str:

@@ -88,7 +88,7 @@ class ModelSettings:
 class ViewsSettings:
     photo_elevation: float = knob(0.0, "how high the photo's camera stands, degrees, up positive", low=-90, high=90)
     sampler: Literal["ddim-original", "ddim", "dpm++", "unipc"] = knob("ddim-original", "how noise becomes a picture")
-    steps: int = knob(50, "network calls for a view, each for both branches of the guidance", low=1, high=1000)
+    steps: int = knob(50, "network calls for a view, each for both branches of the guidance", low=1, high=999)
     guidance: float = knob(3.0, "how much more the photo counts than no photo; 1 is the photo alone", low=0, high=100)
     eta: float = knob(1.0, "share of fresh noise in each step of the ddim samplers", low=0, high=1)
     batch: int = knob(1, "views sampled side by side; more is faster on a GPU", low=1, high=256)
@@ -112,6 +112,15 @@ def check(settings: Settings, origins: Mapping[str, str]) -> None:
             f'"cutout.cutter" is "{cutout.cutter}" ({stated[0]}) and "cutout.mask" is "{cutout.mask}" ({stated[1]}): '
             "the cutter would never run",
             remedy="leave the cutter at auto, or let the mask be auto or remove",
+        )
+    views = settings.views
+    if views.sampler == "ddim-original" and views.steps < 2:
+        stated = [origins[key] for key in ("views.sampler", "views.steps")]
+        error = UsageError if any(origin.startswith("flag ") for origin in stated) else SettingsError
+        raise error(
+            f'"views.steps" is {views.steps} ({stated[1]}) and "views.sampler" is "{views.sampler}" ({stated[0]}), '
+            "which drops the first of its steps",
+            remedy="ask for at least 2 steps, or for another sampler",
         )
 
 

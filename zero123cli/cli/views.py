@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..artifacts import Ask, View
     from ..batch import Item
 
+MAX_ANGLE = 1e6  # degrees
 ANIMATED = (".gif", ".webp", ".mp4")
 
 
@@ -126,7 +127,7 @@ def views(
     camera = PhotoCamera(settings.views.photo_elevation)
     asks = [
         Ask(
-            azimuth_deg=where[0],
+            azimuth_deg=within_a_turn(where[0]),
             elevation_deg=where[1],
             distance=where[2],
             number=number,
@@ -140,7 +141,7 @@ def views(
         for number in range(samples)
     ]
     for ask in asks:
-        if abs(camera.elevation_deg + ask.elevation_deg) > 90:
+        if not abs(camera.elevation_deg + ask.elevation_deg) <= 90:
             raise UsageError(
                 f"{ask.elevation_deg:+g} degrees from a photo taken at {camera.elevation_deg:g} is over the top",
                 where="--elevation",
@@ -165,9 +166,11 @@ def views(
         for target in targets[item.source]:
             batches.check_target(target)
         photo = photos.read(item.source)
-        taken = [target for target in targets[item.source] if target.exists()]
-        if taken and not force and not pipeline.has_views(photo, settings.cutout, tool, camera, asks, prior, cache):
-            raise batches.already_there(taken[0])
+        for target, shown in zip(targets[item.source], [asks] if together else [[ask] for ask in asks], strict=True):
+            # What is kept may be what is there: a run that was stopped goes on. The bytes will tell.
+            may_be_it = pipeline.has_views(photo, settings.cutout, tool, camera, shown, prior, cache)
+            if target.exists() and not force and not may_be_it:
+                raise batches.already_there(target)
         watch = screen.watcher(item.source)
         cutout = pipeline.cutout(photo, settings.cutout, tool, cache, watch)
         seen = pipeline.views(cutout, camera, prior, cache, watch)
@@ -217,6 +220,11 @@ def choose_poses(
             where="--azimuth",
             remedy="give --azimuth DEGREES, --count N or --poses FILE.csv",
         )
+    for flag, value in [*(("--azimuth", azimuth) for azimuth in azimuths), ("--elevation", elevation)]:
+        if not abs(value) <= MAX_ANGLE:
+            raise UsageError(f"{value:g} is no angle", where=flag, remedy="give degrees")
+    if not abs(distance) <= 1:
+        raise UsageError(f"{distance:g} is no distance", where="--distance", remedy="give it from -1 to 1")
     if table:
         return read_poses(table)
     if count:
@@ -256,10 +264,16 @@ def read_poses(path: Path) -> list[tuple[float, float, float]]:
     return found
 
 
+def within_a_turn(azimuth: float) -> float:
+    """One spelling for one direction, so that it is one picture in the cache: from 0 to 360, to a millionth."""
+    return round(azimuth % 360.0, 6) % 360.0
+
+
 def label(ask: Ask) -> str:
     """A view in a file name: az090_el+00_s0, with the distance if it changes."""
     near = f"_r{ask.distance:+.2f}" if ask.distance else ""
-    return f"az{degrees(ask.azimuth_deg % 360, '03')}_el{degrees(ask.elevation_deg, '+03')}{near}_s{ask.number}"
+    turn = round(ask.azimuth_deg % 360, 3) % 360
+    return f"az{degrees(turn, '03')}_el{degrees(ask.elevation_deg, '+03')}{near}_s{ask.number}"
 
 
 def degrees(value: float, form: str) -> str:

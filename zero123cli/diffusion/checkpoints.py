@@ -7,7 +7,7 @@ when its turn comes, checked, cast and handed over: no more than the inference w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -102,17 +102,26 @@ def open_weights(path: Path, stack: ExitStack, *, ema: bool) -> Weights:
     shapes = {name: info.shape for name, info in file.infos.items()}
     if ldm.MARK not in shapes:
         raise WeightsError(f"{looks_like(shapes)}: it lacks the tensor {ldm.MARK}", where=str(path), remedy=REMEDY)
-    has_ema = ldm.EMA + "diffusion_modelinput_blocks00weight" in shapes
+    has_ema = any(name.startswith(ldm.EMA + "diffusion_model") for name in shapes)
     try:
         networks = ldm.measure(shapes)
     except KeyError as missing:
         raise WeightsError(f"it lacks the tensor {missing.args[0]}", where=str(path), remedy="fetch it again") from None
-    except (ValueError, IndexError, ZeroDivisionError) as error:
-        raise WeightsError(
-            "its tensors have shapes that make no network", where=str(path), remedy="fetch it again"
-        ) from error
+    except ValueError as odd:
+        what = f"the tensor {odd} has the shape {shapes[str(odd)]}, which makes no network"
+        raise WeightsError(what, where=str(path), remedy="fetch it again") from None
     description = Description("zero123", "unknown", *networks)
     return Weights(path, "ldm", description, (file,), ema=ema and has_ema, has_ema=has_ema)
+
+
+def refuse_strangers(weights: Weights, names: Iterable[str]) -> None:
+    """A network with parts that ours have not (a deeper one, attention elsewhere) would compute something else."""
+    known = {place.name for name in names for place in weights.places(name)}
+    networks = (ldm.EMA + "diffusion_model" if weights.ema else ldm.UNET, ldm.CLIP)
+    codec = tuple(f"{ldm.VAE}{part}." for part in ("encoder", "decoder", "quant_conv", "post_quant_conv"))
+    for name in weights.files[0].infos:
+        if name.startswith((*networks, *codec)) and name not in known:
+            raise WeightsError(f"no Zero123 network has its tensor {name}", where=str(weights.path), remedy=REMEDY)
 
 
 REMEDY = "see `zero123 models list` for what can be loaded"
@@ -183,7 +192,7 @@ def convert(
         weights = settle(open_weights(path, stack, ema=ema), pose_kind)
         told = weights.description
         told = replace(told, family=family or told.family, licence=licence or told.licence)
-        slots = build(told).state_dict()
+        slots = networks_of(weights).state_dict()
         shapes = {name: TensorInfo(dtype, tuple(slot.shape)) for name, slot in slots.items()}
 
         def chunks() -> Iterator[bytes]:
@@ -223,7 +232,7 @@ def inspect(path: Path) -> dict[str, Any]:
     with ExitStack() as stack:
         weights = open_weights(path, stack, ema=True)
         told = weights.description
-        slots = build(told).state_dict()
+        slots = networks_of(weights).state_dict()
         parameters: dict[str, int] = {}
         for name, slot in slots.items():
             part = name.partition(".")[0]
@@ -345,14 +354,50 @@ def build(description: Description) -> ViewModel:
         return ViewModel(description)
 
 
+def networks_of(weights: Weights) -> ViewModel:
+    """The networks that these weights are for; a WeightsError when they make none, or another family's."""
+    told, where = weights.description, str(weights.path)
+    try:
+        refuse_odd(told)
+        model = build(told)
+    except Exception as error:  # the libraries have many ways to say that arguments make no network
+        raise WeightsError("its networks cannot be built", where=where, remedy="fetch or convert it again") from error
+    codec = told.vae["latent_channels"] if told.vae is not None else told.picture_channels
+    taken, given = (told.unet["in_channels"], told.unet["out_channels"]), (2 * codec, codec)
+    if taken != given:
+        what = f"its UNet turns {taken[0]} channels into {taken[1]}, a Zero123 model {given[0]} into {given[1]}"
+        raise WeightsError(what, where=where, remedy=REMEDY)
+    if weights.kind == "ldm":
+        refuse_strangers(weights, model.state_dict())
+    return model
+
+
+MAX_SIDE = 4096  # px
+
+
+def refuse_odd(told: Description) -> None:
+    """Raises something at what stands in a description and is none."""
+    halvings = len(told.vae["block_out_channels"]) - 1 if told.vae is not None else 0
+    numbers = [told.clip["projection_dim"], told.clip["image_size"], told.unet["cross_attention_dim"]]
+    heads = told.unet.get("attention_head_dim", 8)
+    numbers += heads if isinstance(heads, tuple) else [heads]
+    if not (
+        isinstance(told.family, str)
+        and isinstance(told.licence, str)
+        and told.tokens in ("pooled", "patches")
+        and told.predicts in ("noise", "velocity")
+        and all(type(number) is int and number > 0 for number in (*numbers, told.size))
+        and told.size <= MAX_SIDE
+        and told.size % 2**halvings == 0
+        and type(told.latent_scale) in (int, float)
+        and told.latent_scale > 0
+    ):
+        raise ValueError(told)
+
+
 def fill(weights: Weights, backend: Backend, watch: Watch) -> ViewModel:
     """The networks with their weights, one tensor after the other, on the backend's device."""
-    try:
-        model = build(weights.description)
-    except (ValueError, TypeError, AssertionError, ZeroDivisionError) as error:
-        raise WeightsError(
-            "its networks cannot be built", where=str(weights.path), remedy="fetch or convert it again"
-        ) from error
+    model = networks_of(weights)
     slots = model.state_dict()
     device = torch.device(backend.device)
     loaded = {}

@@ -6,6 +6,7 @@ function `place` says the published name and how its tensor is changed; `measure
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,37 +32,46 @@ Arguments = dict[str, Any]
 
 
 def measure(shapes: Shapes) -> tuple[Arguments, Arguments, Arguments]:
-    """Arguments of the UNet, of CLIP and of the VAE that these tensors make; a KeyError names the first missing."""
+    """Arguments of the UNet, of CLIP and of the VAE that these tensors make.
+
+    A KeyError names the first that is missing, a ValueError one whose shape makes no network.
+    """
     return measure_unet(shapes), measure_clip(shapes), measure_vae(shapes)
 
 
+def shape_of(shapes: Shapes, name: str, rank: int, *, of: int = 1) -> tuple[int, ...]:
+    """The shape of a tensor that widths are read off; its first is a multiple of `of`."""
+    shape = shapes[name]
+    if len(shape) != rank or not all(shape) or shape[0] % of:
+        raise ValueError(name)
+    return shape
+
+
 def measure_unet(shapes: Shapes) -> dict[str, Any]:
-    first = shapes[UNET + "input_blocks.0.0.weight"]
+    first = shape_of(shapes, UNET + "input_blocks.0.0.weight", 4)
+    parts = {".".join(name.split(".")[2:6]) for name in shapes if name.startswith(UNET)}  # input_blocks.1.0.in_layers
     channels: list[int] = []
     attended: list[bool] = []
     per_level = 0
     block, level_size = 1, 0
-    while True:
-        name = f"{UNET}input_blocks.{block}"
-        if f"{name}.0.op.weight" in shapes:  # on to the next level
+    while here := {part for part in parts if part.startswith(f"input_blocks.{block}.")}:
+        if f"input_blocks.{block}.0.op" in here:  # on to the next level
             per_level, level_size = level_size, 0
-        elif f"{name}.0.in_layers.2.weight" in shapes:
+        else:
             level_size += 1
             if level_size == 1:
-                channels.append(shapes[f"{name}.0.in_layers.2.weight"][0])
-                attended.append(f"{name}.1.proj_in.weight" in shapes)
-        else:
-            break
+                channels.append(shape_of(shapes, f"{UNET}input_blocks.{block}.0.in_layers.2.weight", 4, of=32)[0])
+                attended.append(any(part.startswith(f"input_blocks.{block}.1.") for part in here))
         block += 1
     down = tuple("CrossAttnDownBlock2D" if there else "DownBlock2D" for there in attended)
     up = tuple("CrossAttnUpBlock2D" if there else "UpBlock2D" for there in reversed(attended))
     return {
         "sample_size": 32,
         "in_channels": first[1],
-        "out_channels": shapes[UNET + "out.2.weight"][0],
+        "out_channels": shape_of(shapes, UNET + "out.2.weight", 4)[0],
         "block_out_channels": tuple(channels),
         "layers_per_block": per_level or level_size,
-        "cross_attention_dim": shapes[UNET + "middle_block.1.transformer_blocks.0.attn2.to_k.weight"][1],
+        "cross_attention_dim": shape_of(shapes, f"{UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight", 2)[1],
         "attention_head_dim": 8,  # the number of heads, fixed in the published configuration
         "down_block_types": down,
         "up_block_types": up,
@@ -71,11 +81,12 @@ def measure_unet(shapes: Shapes) -> dict[str, Any]:
 def measure_vae(shapes: Shapes) -> dict[str, Any]:
     levels = count(shapes, VAE + r"encoder\.down\.(\d+)\.")
     blocks = count(shapes, VAE + r"encoder\.down\.0\.block\.(\d+)\.")
-    channels = tuple(shapes[f"{VAE}encoder.down.{level}.block.0.conv1.weight"][0] for level in range(levels))
+    firsts = [f"{VAE}encoder.down.{level}.block.0.conv1.weight" for level in range(levels)]
+    channels = tuple(shape_of(shapes, first, 4, of=32)[0] for first in firsts)
     return {
-        "in_channels": shapes[VAE + "encoder.conv_in.weight"][1],
-        "out_channels": shapes[VAE + "decoder.conv_out.weight"][0],
-        "latent_channels": shapes[VAE + "post_quant_conv.weight"][0],
+        "in_channels": shape_of(shapes, VAE + "encoder.conv_in.weight", 4)[1],
+        "out_channels": shape_of(shapes, VAE + "decoder.conv_out.weight", 4)[0],
+        "latent_channels": shape_of(shapes, VAE + "post_quant_conv.weight", 4)[0],
         "block_out_channels": channels,
         "layers_per_block": blocks,
         "down_block_types": ("DownEncoderBlock2D",) * levels,
@@ -85,14 +96,14 @@ def measure_vae(shapes: Shapes) -> dict[str, Any]:
 
 
 def measure_clip(shapes: Shapes) -> dict[str, Any]:
-    width, _, patch, _ = shapes[CLIP + "conv1.weight"]
-    places = shapes[CLIP + "positional_embedding"][0]
+    width, _, patch, _ = shape_of(shapes, CLIP + "conv1.weight", 4, of=64)
+    places = shape_of(shapes, CLIP + "positional_embedding", 2)[0]
     return {
         "hidden_size": width,
-        "intermediate_size": shapes[CLIP + "transformer.resblocks.0.mlp.c_fc.weight"][0],
+        "intermediate_size": shape_of(shapes, CLIP + "transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
         "num_hidden_layers": count(shapes, CLIP + r"transformer\.resblocks\.(\d+)\."),
         "num_attention_heads": width // 64,
-        "projection_dim": shapes[CLIP + "proj"][1],
+        "projection_dim": shape_of(shapes, CLIP + "proj", 2)[1],
         "image_size": patch * round((places - 1) ** 0.5),
         "patch_size": patch,
         "hidden_act": "quick_gelu",
@@ -214,8 +225,12 @@ def place_clip(name: str) -> Place:
 
 
 def transpose(weight: Tensor) -> Tensor:
-    return weight.T
+    return weight.T if weight.ndim == 2 else weight
+
+
+def third_of(weight: Tensor, third: int) -> Tensor:
+    return weight.chunk(3)[third] if weight.ndim and len(weight) > 2 else weight
 
 
 # Queries, keys and values lie in one tensor.
-THIRDS = tuple(lambda weight, third=third: weight.chunk(3)[third] for third in range(3))
+THIRDS = tuple(functools.partial(third_of, third=third) for third in range(3))

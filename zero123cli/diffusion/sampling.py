@@ -9,6 +9,7 @@ Letters: B items, C channels, h and w of a latent; a is alpha-bar, x the latents
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -51,7 +52,8 @@ def sample(
 
 def seed_of(seed: int, pose: Viewpoint, number: int) -> int:
     """The seed of one sample at one pose: the same whatever else is asked for."""
-    text = f"{seed} {pose.azimuth_deg % 360:.6f} {pose.elevation_deg:.6f} {pose.distance:.6f} {number}"
+    azimuth, elevation = round(pose.azimuth_deg % 360, 6) % 360, round(pose.elevation_deg, 6) + 0.0  # no minus zero
+    text = f"{seed} {azimuth:.6f} {elevation:.6f} {pose.distance:.6f} {number}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
@@ -104,7 +106,9 @@ def walk_ddim(denoise: Denoiser, noise: Noise, alphas: Tensor, steps: int, eta: 
 
 
 def walk_scheduler(scheduler: Any, denoise: Denoiser, noise: Noise, steps: int) -> Iterator[Tensor]:
-    scheduler.set_timesteps(steps)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # numpy's, of how diffusers hands it tensors
+        scheduler.set_timesteps(steps)
     latents = noise()
     for time in scheduler.timesteps:
         latents = scheduler.step(denoise(latents, int(time)), time, latents).prev_sample
@@ -130,4 +134,8 @@ SAMPLERS = {
     "dpm++": walk_dpm,
     "unipc": walk_unipc,
 }
-NOISY = ("ddim-original", "ddim")  # those in which eta counts
+
+
+def count_steps(sampler: str, steps: int) -> int:
+    """How often a sampler that is asked for `steps` really steps."""
+    return len(original_timesteps(steps)) if sampler == "ddim-original" else steps

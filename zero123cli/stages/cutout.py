@@ -8,46 +8,24 @@ Letters: H height, W width of the photo, h and w of the reduced picture that mas
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from PIL import Image
 
 from ..artifacts import Cutout, Photo, Picture
 from ..cutters import Cutter
 from ..errors import NothingFoundError, PhotoError
+from ..framing import FAINT, Box, crop, find_box, frame
 from ..photos import decode
 from ..settings import CutoutSettings
 from ..watch import Caution, Watch
 
 MASK_SIDE = 1024  # px; no cutter reads more
 CORE = 0.5  # alpha from which a pixel belongs to an object
-FAINT = 0.1  # alpha from which a pixel counts for the object's box
 NEARLY_EMPTY = 0.0005  # share of the picture below which a mask is noise
 NEARLY_FULL = 0.95
 TINY = 64  # px of the photo; a smaller object has little to show
 ISLAND = 0.01  # share of the largest object below which another is dropped, also by --keep all
 RIVAL = 0.2  # share of the largest object from which another is worth a warning
-
-
-@dataclass(frozen=True)
-class Box:
-    """A rectangle, px."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-    @property
-    def longer(self) -> float:
-        return max(self.right - self.left, self.bottom - self.top)
-
-    def scaled(self, factor: float) -> Box:
-        return Box(self.left * factor, self.top * factor, self.right * factor, self.bottom * factor)
-
-    def moved(self, right: float, down: float) -> Box:
-        return Box(self.left + right, self.top + down, self.right + right, self.bottom + down)
 
 
 def cut_out(photo: Photo, settings: CutoutSettings, cutter: Cutter, watch: Watch) -> Cutout:
@@ -178,39 +156,6 @@ def touches_border(core: np.ndarray) -> bool:  # bool (h, w)
 def nothing(name: str, what: str) -> NothingFoundError:
     remedy = "try another --cutter, a photo with a plainer background, or a picture with alpha"
     return NothingFoundError(what, where=name, remedy=remedy)
-
-
-# The frame ------------------------------------------------------------------------------------------------------------
-
-
-def find_box(mask: np.ndarray, level: float) -> Box:  # float (h, w)
-    """The box of what is at least `level`; the whole picture if nothing is."""
-    rows, columns = np.flatnonzero((mask >= level).any(1)), np.flatnonzero((mask >= level).any(0))
-    if not len(rows):
-        return Box(0, 0, mask.shape[1], mask.shape[0])
-    return Box(float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
-
-
-def frame(box: Box, ratio: float) -> Box:
-    """The square around the middle of `box` in which its longer side takes `ratio` of the side."""
-    half = box.longer / ratio / 2
-    x, y = (box.left + box.right) / 2, (box.top + box.bottom) / 2
-    return Box(x - half, y - half, x + half, y + half)
-
-
-def crop(image: Image.Image, square: Box, size: int) -> Image.Image:
-    """`square` of the image at `size` px; empty beyond the image. Colours are weighted by alpha."""
-    factor = int(square.longer // (2 * size))
-    if factor > 1:  # far too large: averaged down first, so that the crop below stays small
-        image = image.reduce(factor)
-        square = square.scaled(1 / factor)
-    margin = 4  # px, more than the filter reaches when enlarging
-    left, top = int(np.floor(square.left)) - margin, int(np.floor(square.top)) - margin
-    right, bottom = int(np.ceil(square.right)) + margin, int(np.ceil(square.bottom)) + margin
-    inner = square.moved(-left, -top)
-    filter_ = Image.Resampling.BICUBIC if square.longer < size else Image.Resampling.LANCZOS
-    part = image.crop((left, top, right, bottom))
-    return part.resize((size, size), filter_, (inner.left, inner.top, inner.right, inner.bottom))
 
 
 # The edge -------------------------------------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..artifacts import Ask, Cutout, PhotoCamera, View, Views
 from ..cameras import Viewpoint
-from ..diffusion.sampling import sample, seed_of
+from ..diffusion.sampling import count_steps, sample, seed_of
 from ..diffusion.viewmodel import Condition, Description, ViewModel
-from ..errors import UsageError
+from ..errors import DivergedError, UsageError
 from ..watch import Progress, Watch
 
 
@@ -61,12 +61,17 @@ def sample_views(views: Views, asks: Sequence[Ask], model: ViewModel, watch: Wat
     if model.description.pose_kind == "stable" and any(ask.distance for ask in asks):
         raise UsageError("this model knows no distance", where="--distance", remedy="leave it out")
     walk = sample(model, seen, poses, seeds, sampler=how.sampler, steps=how.steps, guidance=how.guidance, eta=how.eta)
+    total = count_steps(how.sampler, how.steps)
     for done, latents in enumerate(walk, 1):
         last = latents
-        watch(Progress("views", done, how.steps, f"{len(asks)} side by side" if len(asks) > 1 else ""))
+        watch(Progress("views", done, total, f"{len(asks)} side by side" if len(asks) > 1 else ""))
+    pictures = model.decode(last)
+    if not torch.isfinite(pictures).all():
+        remedy = "try --dtype float32 or bfloat16, or a lower --guidance"
+        raise DivergedError("the model answered with values that are not numbers (NaN or Inf)", remedy=remedy)
     return [
         View(to_pixels(picture), ask.azimuth_deg, ask.elevation_deg, ask.distance, ask.number)
-        for picture, ask in zip(model.decode(last), asks, strict=True)
+        for picture, ask in zip(pictures, asks, strict=True)
     ]
 
 
