@@ -18,7 +18,8 @@ PACKAGE = Path(zero123cli.__file__).parent
 ROWS = (
     {"errors", "watch", "cameras"},
     {"settings", "durable", "machine", "report", "framing", "workers", "diffusion.unpickle", "scenes.surface"},
-    {"models", "artifacts", "diffusion.tensorfiles", "diffusion.ldm", "diffusion.viewmodel", "diffusion.volume"},
+    {"models", "artifacts", "diffusion.tensorfiles", "diffusion.ldm", "diffusion.volume"},
+    {"diffusion.viewmodel"},
     {"fetching", "cache", "photos", "cutters", "diffusion.checkpoints", "diffusion.sampling"},
     {"scenes.meshes", "scenes.raycast"},
     {"stages.cutout", "stages.views", "scenes.solids"},

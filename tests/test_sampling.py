@@ -139,7 +139,7 @@ def test_the_originals_step_is_the_published_formula() -> None:
 @pytest.mark.parametrize("steps", [1, 2, 7, 50, 999])
 def test_a_step_is_told_of_when_it_is_done(name: str, steps: int) -> None:
     if name == "ddim-original" and steps == 1:
-        pytest.skip("its only step is the one that it drops: the settings refuse it")
+        pytest.skip("its only step is the one that it drops: the program refuses it")
     _, walked, times = run(name, exact_noise(DEVIATION), steps, shape=(2, 3))
     assert len(walked) == len(times) >= 1, "a network call a step"
     if name != "ddim-original":

@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 ARRAYS = "arrays.safetensors"
 FACTS = "facts.json"
+HEAD = "zero123"  # the key of what our safetensors files say of themselves
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ class Views:
     concat: np.ndarray  # float32 (C, h, w)
     photo_elevation_deg: float
     distance: float  # of the photo's camera, in sizes of the object
+    occupancy: np.ndarray  # float32 (1, D, S, S), logits of a volume; without one all three are empty
+    colour: np.ndarray  # float32 (1, 3, V, V, V)
+    elevation: np.ndarray  # float32 (1, bins), logits
 
 
 @dataclass(frozen=True)
@@ -128,3 +132,14 @@ def to_json(value: object) -> bytes:
 def as_tuple(value: Any) -> Any:
     """JSON knows lists only; frozen artifacts hold tuples."""
     return tuple(as_tuple(item) for item in value) if isinstance(value, list) else value
+
+
+def with_head(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Facts as the metadata of a safetensors file: under one key, since several are written in a random order."""
+    return {HEAD: to_json(facts).decode()}
+
+
+def read_head(raw: bytes) -> dict[str, Any]:
+    """The facts of a safetensors file's bytes; a ValueError or KeyError when it holds none."""
+    head: dict[str, Any] = json.loads(json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"][HEAD])
+    return head

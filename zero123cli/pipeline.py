@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # torch waits until a network is needed
     from .diffusion.viewmodel import ViewModel
 
 CUTOUT = Stage("cutout", 1, Cutout)
-VIEWS = Stage("views", 1, Views)
+VIEWS = Stage("views", 2, Views)
 VIEW = Stage("view", 1, View)
 
 

@@ -95,11 +95,28 @@ class ViewsSettings:
 
 
 @dataclass(frozen=True)
+class TrainSettings:
+    task: Literal["volume"] = knob("volume", "what is trained")
+    steps: int = knob(100_000, "steps of the optimiser in all", low=1, high=10_000_000)
+    minutes: float = knob(0.0, "time box of one call, minutes; 0 for none", low=0, high=1e5)
+    batch: int = knob(64, "pictures a step", low=1, high=65536)
+    rate: float = knob(4e-4, "learning rate", low=0, high=1)
+    warmup: int = knob(200, "steps over which the rate rises", low=0, high=1_000_000)
+    decay: float = knob(0.01, "weight decay", low=0, high=1)
+    clip: float = knob(1.0, "largest norm of a step's gradient", low=0, high=1e6)
+    average: float = knob(0.999, "share of the averaged weights that a step keeps", low=0, high=1)
+    judged: int = knob(64, "held-back pictures that the figures are of", low=1, high=65536)
+    look_minutes: float = knob(5.0, "minutes between figures, pictures and curves", low=0, high=1e5)
+    save_minutes: float = knob(2.0, "minutes between checkpoints", low=0, high=1e5)
+
+
+@dataclass(frozen=True)
 class Settings:
     seed: int = knob(0, "what all chance is drawn from", low=0, high=2**53)
     model: ModelSettings = field(default_factory=ModelSettings)
     cutout: CutoutSettings = field(default_factory=CutoutSettings)
     views: ViewsSettings = field(default_factory=ViewsSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
 
 
 def check(settings: Settings, origins: Mapping[str, str]) -> None:
@@ -112,15 +129,6 @@ def check(settings: Settings, origins: Mapping[str, str]) -> None:
             f'"cutout.cutter" is "{cutout.cutter}" ({stated[0]}) and "cutout.mask" is "{cutout.mask}" ({stated[1]}): '
             "the cutter would never run",
             remedy="leave the cutter at auto, or let the mask be auto or remove",
-        )
-    views = settings.views
-    if views.sampler == "ddim-original" and views.steps < 2:
-        stated = [origins[key] for key in ("views.sampler", "views.steps")]
-        error = UsageError if any(origin.startswith("flag ") for origin in stated) else SettingsError
-        raise error(
-            f'"views.steps" is {views.steps} ({stated[1]}) and "views.sampler" is "{views.sampler}" ({stated[0]}), '
-            "which drops the first of its steps",
-            remedy="ask for at least 2 steps, or for another sampler",
         )
 
 

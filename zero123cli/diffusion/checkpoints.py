@@ -158,7 +158,7 @@ def settle(weights: Weights, pose_kind: PoseKind | None) -> Weights:
 def read_header(file: TensorFile, path: Path) -> Description:
     try:
         values = json.loads(file.metadata[HEADER])
-        for name in ("unet", "vae"):
+        for name in ("unet", "vae", "volume"):
             if values.get(name):
                 values[name] = {key: as_tuple(value) for key, value in values[name].items()}
         description = Description(**values)
@@ -391,6 +391,7 @@ def refuse_odd(told: Description) -> None:
         and told.size % 2**halvings == 0
         and type(told.latent_scale) in (int, float)
         and told.latent_scale > 0
+        and (told.volume is None or (told.vae is None and told.volume.get("size") == told.size))
     ):
         raise ValueError(told)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from ..cameras import PoseKind, Viewpoint, relative_pose
+from .volume import USUAL_HALF, Framing, Volume, VolumeDescription, VolumeNet, render
 
 STEPS = 1000
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -38,6 +39,7 @@ class Description:
     predicts: Literal["noise", "velocity"] = "noise"
     latent_scale: float = 0.18215  # a latent's units / the codec's
     licence: str = ""
+    volume: dict[str, Any] | None = None  # arguments of VolumeDescription; None: the photo's latent is concatenated
 
     @property
     def latent_side(self) -> int:
@@ -61,6 +63,7 @@ class Condition:
     embedding: Tensor  # (K, D), before the pose is joined to it
     concat: Tensor  # (C, h, w), what is joined to the noisy latent's channels
     viewpoint: Viewpoint
+    volume: Volume | None = None  # predicted once; its rendering at the pose is joined instead
 
 
 class ViewModel(nn.Module):
@@ -72,6 +75,7 @@ class ViewModel(nn.Module):
         self.unet = UNet2DConditionModel(**description.unet)
         self.clip = CLIPVisionModelWithProjection(CLIPVisionConfig(**description.clip))
         self.vae = AutoencoderKL(**description.vae) if description.vae else None
+        self.volume = VolumeNet(VolumeDescription(**description.volume)) if description.volume else None
         width = description.clip["projection_dim"]
         self.projection = nn.Linear(width + 4, description.unet["cross_attention_dim"])
         self.alphas = alphas_cumprod()  # not a buffer: it stays in float64 on the CPU
@@ -96,7 +100,8 @@ class ViewModel(nn.Module):
             concat = picture[0].to(self.dtype)
         else:
             concat = self.vae.encode(picture.to(self.dtype)).latent_dist.mode()[0]  # the mode, and not scaled
-        return Condition(embedding, concat, viewpoint)
+        volume = self.volume(picture.to(self.dtype)) if self.volume else None
+        return Condition(embedding, concat, viewpoint, volume)
 
     def embed(self, picture: Tensor) -> Tensor:  # (B, C, H, W) in [-1, 1] -> (B, K, D)
         """The photo's context tokens, not normalised."""
@@ -141,7 +146,7 @@ class ViewModel(nn.Module):
     ) -> Tensor:  # float32 (B, C, h, w)
         """The noise in `latents`. Guidance 1 is the condition alone, 0 no condition; else both, in one pass."""
         context = self.context(condition, poses)
-        concat = condition.concat[None].expand(len(latents), -1, -1, -1)
+        concat = self.concat_at(condition, poses)
         if guidance == 1:
             return self.denoise(latents, timesteps, context, concat)
         nothing, no_picture = torch.zeros_like(context), torch.zeros_like(concat)
@@ -156,6 +161,21 @@ class ViewModel(nn.Module):
         )
         without, conditioned = both.chunk(2)
         return without + guidance * (conditioned - without)
+
+    def concat_at(self, condition: Condition, poses: Sequence[Viewpoint]) -> Tensor:  # (B, C, h, w)
+        """What is joined to the noisy latents: the photo's own latent, or the photo's volume as seen from the poses."""
+        if condition.volume is None:
+            return condition.concat[None].expand(len(poses), -1, -1, -1)
+        volume = Volume(*(part.expand(len(poses), *part.shape[1:]) for part in vars(condition.volume).values()))
+        photo, target = look_from([condition.viewpoint] * len(poses)), look_from(poses)
+        here = self.device
+        seen = render(
+            volume,
+            Framing(photo.poses.to(here), photo.squares.to(here)),
+            Framing(target.poses.to(here), target.squares.to(here)),
+            self.description.latent_side,
+        )
+        return torch.cat([seen[:, :3], seen[:, 3:] * 2 - 1], 1).to(self.dtype)
 
     def context(self, condition: Condition, poses: Sequence[Viewpoint]) -> Tensor:  # (B, K, D')
         """The photo's tokens, each joined with the pose and projected."""
@@ -175,6 +195,12 @@ class ViewModel(nn.Module):
             return answer
         alpha = self.alpha(timesteps)
         return alpha.sqrt() * answer + (1 - alpha).sqrt() * latents.to(answer)
+
+
+def look_from(viewpoints: Sequence[Viewpoint]) -> Framing:
+    """Cameras at these viewpoints, framed as a common photo."""
+    poses = torch.tensor([[view.azimuth_deg, view.elevation_deg, view.distance] for view in viewpoints])
+    return Framing(poses, torch.tensor([[0.0, 0.0, USUAL_HALF]]).expand(len(poses), -1))
 
 
 def clip_input(picture: Tensor, side: int) -> Tensor:  # (B, 3, H, W) in [-1, 1] -> (B, 3, side, side)

@@ -17,6 +17,7 @@ from ..artifacts import Ask, Cutout, PhotoCamera, View, Views
 from ..cameras import Viewpoint
 from ..diffusion.sampling import count_steps, sample, seed_of
 from ..diffusion.viewmodel import Condition, Description, ViewModel
+from ..diffusion.volume import Volume
 from ..errors import DivergedError, UsageError
 from ..watch import Progress, Watch
 
@@ -30,7 +31,21 @@ def condition(cutout: Cutout, camera: PhotoCamera, model: ViewModel) -> Views:
         concat=seen.concat.float().cpu().numpy(),
         photo_elevation_deg=camera.elevation_deg,
         distance=camera.distance,
+        **{name: as_array(getattr(seen.volume, name, None)) for name in VOLUME},
     )
+
+
+VOLUME = ("occupancy", "colour", "elevation")
+
+
+def as_array(tensor: Tensor | None) -> np.ndarray:
+    return np.zeros(0, np.float32) if tensor is None else tensor.float().cpu().numpy()
+
+
+def volume_of(views: Views, device: torch.device) -> Volume | None:
+    if not len(views.colour):
+        return None
+    return Volume(*(torch.from_numpy(getattr(views, name)).to(device) for name in VOLUME))
 
 
 def to_picture(cutout: Cutout, description: Description) -> Tensor:  # float32 (C, S, S) in [-1, 1]
@@ -51,6 +66,7 @@ def sample_views(views: Views, asks: Sequence[Ask], model: ViewModel, watch: Wat
         torch.from_numpy(views.embedding).to(model.device, model.dtype),
         torch.from_numpy(views.concat).to(model.device, model.dtype),
         photo,
+        volume_of(views, model.device),
     )
     poses = [
         Viewpoint(ask.azimuth_deg, photo.elevation_deg + ask.elevation_deg, photo.distance + ask.distance)

@@ -1,0 +1,79 @@
+"""`zero123 data` and `zero123 train` by running the program: from made-up solids and a damaged mesh to weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("embreex", reason="no ray casting without embreex")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def zero123(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-m", "zero123cli", *map(str, arguments)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+    assert run.returncode == code, run.stderr
+    assert "Traceback" not in run.stderr
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def dataset(folder: Path) -> Path:
+    out = folder / "dataset"
+    run = zero123("data", "render", "--procedural", "10", "--views", "3", "-o", out, "--json")
+    facts = json.loads(run.stdout)
+    assert (facts["objects"], facts["damaged"]) == (10, [])
+    assert len(list(out.glob("objects/*/*.safetensors"))) == 10
+    return out
+
+
+def test_rendering_again_finds_all_of_it_done(dataset: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in dataset.rglob("*.safetensors")}
+    run = zero123("data", "render", "--procedural", "10", "--views", "3", "-o", dataset)
+    assert "10 of them done before" in run.stderr
+    assert {path: path.stat().st_mtime_ns for path in dataset.rglob("*.safetensors")} == before
+
+
+def test_a_damaged_mesh_is_listed_and_skipped(folder: Path) -> None:
+    meshes = folder / "meshes"
+    meshes.mkdir()
+    (meshes / "bad.glb").write_bytes(b"glTF" + bytes(100))
+    out = folder / "other"
+    arguments = ("data", "render", meshes, "--procedural", "3", "--views", "2", "-o", out)
+    run = zero123(*arguments, "--max-bad", "0.5", "--json")
+    assert [Path(source).name for source, _ in json.loads(run.stdout)["damaged"]] == ["bad.glb"]
+    run = zero123(*arguments, "--max-bad", "0.1", code=65)
+    assert "1 of 4 objects are damaged" in run.stderr
+
+
+def test_pack_and_train_from_it(dataset: Path, folder: Path) -> None:
+    packed = folder / "packed.safetensors"
+    assert zero123("data", "pack", dataset, "-o", packed, "--views", "2").stdout == f"{packed}\n"
+    assert zero123("data", "pack", dataset, "-o", packed, code=73)
+    run = folder / "run"
+    small = ("--set", "train.judged=2", "--dtype", "float32")
+    made = zero123("train", "train-pocket-volume", "--data", packed, "-o", run, "--steps", "2", "--batch", "2", *small)
+    assert made.stdout == f"{run / 'weights.safetensors'}\n"
+    figures = [json.loads(line) for line in (run / "figures.jsonl").read_text().splitlines()]
+    assert figures[-1]["step"] == 2
+    assert 0 <= figures[-1]["iou"] <= 1
+    for name in ("samples.png", "curve.png", "log.jsonl"):
+        assert (run / name).is_file()
+
+
+def test_wrong_calls_are_named(folder: Path) -> None:
+    assert "nothing to render" in zero123("data", "render", "-o", folder / "x", code=2).stderr
+    assert "no view sets" in zero123("data", "pack", folder / "nowhere", "-o", folder / "p.safetensors", code=66).stderr
+    run = zero123("train", "train-pocket-volume", "--data", folder / "nowhere", "-o", folder / "y", code=66)
+    assert "no such dataset" in run.stderr
+    assert "did you mean" in zero123("train", "train-pocket-volum", "--data", folder, "-o", folder / "y", code=2).stderr

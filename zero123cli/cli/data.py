@@ -1,0 +1,132 @@
+"""`zero123 data`: meshes to view sets for training and evaluation, and view sets to one small file."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+from .screen import screen
+
+app = typer.Typer(help="View sets for training: render them from meshes, pack them into one file.")
+
+
+class RigKind(StrEnum):
+    pocket = "pocket"
+    paper = "paper"
+
+
+MESH_SUFFIXES = frozenset((".glb", ".gltf", ".obj", ".ply", ".stl", ".dae"))
+
+
+@app.command()
+def render(
+    out: Annotated[Path, typer.Option("-o", "--output", metavar="DATASET", help="The folder of the dataset.")],
+    meshes: Annotated[
+        list[str] | None, typer.Argument(metavar="[MESH...]", help="Mesh files, or folders with meshes below them.")
+    ] = None,
+    procedural: Annotated[int, typer.Option(min=0, help="Also this many made-up solids.")] = 0,
+    rig: Annotated[RigKind, typer.Option(help="Cameras as people hold them, or the paper's.")] = RigKind.pocket,
+    views: Annotated[int, typer.Option(min=1, max=1000, help="Pictures of each object.")] = 12,
+    size: Annotated[int, typer.Option(min=16, max=2048, help="Their side, px.")] = 64,
+    retexture: Annotated[float, typer.Option(min=0, max=1, help="Share of objects with another texture.")] = 0.5,
+    occupancy: Annotated[int, typer.Option(min=0, max=256, help="Cells a side of what is inside; 0 for none.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, max=2**53, help="What all chance is drawn from.")] = 0,
+    jobs: Annotated[int, typer.Option(min=0, max=256, help="Processes; 0 for one a core.")] = 0,
+    max_bad: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of meshes that may be damaged before the exit code says so.")
+    ] = 0.05,
+    seconds: Annotated[float, typer.Option(min=1, max=36000, help="Time limit of one object.")] = 120.0,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+    progress: options.Progress = options.ProgressKind.auto,
+    color: options.Colour = options.ColourKind.auto,
+) -> int:
+    """Render meshes from many sides by ray casting: pictures, poses, depth, normals and what is inside.
+
+    What is already rendered is kept: a run that was broken off goes on. Damaged meshes are listed and skipped.
+    """
+    from .. import machine
+    from ..errors import MeshError, UsageError
+    from ..training import viewsets
+    from ..watch import Progress
+    from ..workers import Result, run_jobs
+
+    screen.configure(json=json, quiet=quiet, verbose=verbose, progress=progress.value, color=color.value)
+    sources = [str(path) for path in gather_meshes(meshes or [])]
+    sources += [f"{viewsets.SOLID}{seed}-{number}" for number in range(procedural)]
+    if not sources:
+        raise UsageError("there is nothing to render", where="data render", remedy="name meshes, or add --procedural N")
+    how = viewsets.Rig(rig.value, views, size, 2, retexture, occupancy, seed)
+    todo = list(viewsets.pending(sources, out, how))
+    screen.start(f"data: {len(sources)} objects, {len(sources) - len(todo)} of them done before", 1, 1)
+    watch = screen.watcher("")
+    bad: list[Result] = []
+    results = run_jobs(viewsets.make, todo, count=jobs or machine.cores(), seconds=seconds, memory=16 * 10**9)
+    for done, result in enumerate(results, 1):
+        watch(Progress("render", done, len(todo), f"{len(bad)} damaged" if bad else ""))
+        if result.failure:
+            bad.append(result)
+            screen.note(f"zero123: skipped: {result.job[0]}: {result.failure}")
+    screen.finish(f"data: {len(sources) - len(bad)} of {len(sources)} objects -> {out}")
+    screen.stop()
+    facts = {"output": str(out), "objects": len(sources) - len(bad), "damaged": [[r.job[0], r.failure] for r in bad]}
+    if len(bad) > max_bad * len(sources):
+        raise MeshError(
+            f"{len(bad)} of {len(sources)} objects are damaged",
+            where=str(out),
+            remedy="see the list, or raise --max-bad",
+        )
+    screen.result(out, facts | {"status": "ok", "code": 0})
+    return 0
+
+
+@app.command()
+def pack(
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A folder that `data render` made.")],
+    out: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="The .safetensors file.")],
+    views: Annotated[int, typer.Option(min=1, help="Pictures of each object to keep.")] = 8,
+    force: options.Force = False,
+    json: options.Json = False,
+    progress: options.Progress = options.ProgressKind.auto,
+) -> None:
+    """Pack a dataset into one small file that trains anywhere without the meshes."""
+    from .. import batch
+    from ..errors import MissingInputError, writing_failed
+    from ..training import packs, viewsets
+    from .cache import as_size
+
+    screen.configure(json=json, quiet=False, verbose=0, progress=progress.value, color="auto")
+    objects = viewsets.list_objects(dataset)
+    if not objects:
+        raise MissingInputError("it holds no view sets", where=str(dataset), remedy="run `zero123 data render` first")
+    batch.check_target(out)
+    if out.exists() and not force:
+        raise batch.already_there(out)
+    screen.start(f"pack: {len(objects)} objects", 1, 1)
+    try:
+        size = packs.pack(objects, out, views=views, overwrite=force, watch=screen.watcher(""))
+    except OSError as error:
+        raise writing_failed(error, str(out)) from error
+    screen.finish(f"pack: {len(objects)} objects, {views} views each, {as_size(size)} -> {out}")
+    screen.stop()
+    screen.result(out, {"output": str(out), "objects": len(objects), "bytes": size, "status": "ok", "code": 0})
+
+
+def gather_meshes(inputs: list[str]) -> list[Path]:
+    """The mesh files that are named, and those below the folders that are."""
+    from ..errors import MissingInputError
+
+    found: dict[Path, None] = {}
+    for given in map(Path, inputs):
+        if given.is_dir():
+            found |= {path: None for path in sorted(given.rglob("*")) if path.suffix.lower() in MESH_SUFFIXES}
+        elif given.exists():
+            found[given] = None
+        else:
+            raise MissingInputError("there is no such file or folder", where=str(given))
+    return list(found)

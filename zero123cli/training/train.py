@@ -1,0 +1,331 @@
+"""One loop for every task: draw a batch, take the loss, step, average, keep.
+
+All chance is drawn from the seed and the number of the step, so that a run that is continued from a checkpoint goes the
+way it would have gone. Checkpoints are safetensors, written whole or not at all; two are kept.
+Letters: B pictures, S side.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from .. import durable
+from ..artifacts import read_head, with_head
+from ..errors import DivergedError, SettingsError
+from ..machine import Backend
+from ..settings import TrainSettings
+from ..watch import Caution, Progress, Watch
+
+SKIPS = 20  # steps in a row without a finite loss after which a run has diverged
+KEPT = 2  # checkpoints
+
+Batch = dict[str, Tensor]
+
+
+class Task(Protocol):
+    """What is trained: the networks, their data and their loss."""
+
+    def build(self) -> nn.Module: ...
+
+    def groups(self, model: nn.Module, rate: float) -> list[dict[str, Any]]:
+        """Parameters with their learning rates."""
+        ...
+
+    def draw(self, chance: np.random.Generator, count: int, *, held_back: bool) -> Batch:
+        """A batch, on the CPU."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Named terms; their sum is minimised."""
+        ...
+
+    def judge(self, model: nn.Module, batch: Batch) -> dict[str, float]:
+        """Figures on objects that are held back."""
+        ...
+
+    def show(self, model: nn.Module, batch: Batch) -> np.ndarray:
+        """A picture of what the model does, uint8 (H, W, 3)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the loop tells after each step."""
+
+    number: int
+    terms: dict[str, float]
+    seconds: float
+
+
+def train(
+    task: Task,
+    settings: TrainSettings,
+    folder: Path,
+    backend: Backend,
+    seed: int,
+    watch: Watch,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Path:
+    """Trains until the steps or the minutes are over, going on from what `folder` holds; the last checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    device = torch.device(backend.device)
+    torch.manual_seed(seed)
+    model = task.build().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
+    averaged = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    optimiser = torch.optim.AdamW(task.groups(model, settings.rate), betas=(0.9, 0.99), weight_decay=settings.decay)
+    begun = resume(folder, settings, seed, model, averaged, optimiser, watch)
+    ends = time.monotonic() + settings.minutes * 60 if settings.minutes else float("inf")
+    saved = told = time.monotonic()
+    path = folder
+    history: list[dict[str, Any]] = []
+    number = begun
+    for step in run(task, settings, model, averaged, optimiser, backend, seed, begun):
+        number = step.number
+        history.append({"step": number, "seconds": step.seconds, **step.terms})
+        watch(Progress("train", number, settings.steps, told_terms(step.terms)))
+        over = number >= settings.steps or time.monotonic() > ends or stopped()
+        if over or time.monotonic() - told > settings.look_minutes * 60:
+            look(task, folder, model, averaged, history, seed, settings, number)
+            told = time.monotonic()
+        if over or time.monotonic() - saved > settings.save_minutes * 60:
+            path = save(folder, settings, seed, model, averaged, optimiser, number)
+            saved = time.monotonic()
+        if over:
+            break
+    found = path if number > begun else newest(folder)
+    if found is None:
+        raise DivergedError("no step was made", where=str(folder), remedy="check train.steps")
+    return found
+
+
+def run(
+    task: Task,
+    settings: TrainSettings,
+    model: nn.Module,
+    averaged: dict[str, Tensor],
+    optimiser: torch.optim.Optimizer,
+    backend: Backend,
+    seed: int,
+    begun: int,
+) -> Iterator[Step]:
+    """The steps after `begun`."""
+    device = torch.device(backend.device)
+    half = backend.dtype != "float32"
+    scaler = torch.amp.GradScaler(device.type, enabled=backend.dtype == "float16")
+    skipped = 0
+    for number in range(begun + 1, settings.steps + 1):
+        started = time.monotonic()
+        torch.manual_seed(seed * 1_000_003 + number)
+        batch = task.draw(np.random.default_rng([seed, number]), settings.batch, held_back=False)
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        for group in optimiser.param_groups:
+            group["lr"] = group["base"] * rate_at(number, settings)
+        model.train()
+        with torch.autocast(device.type, getattr(torch, backend.dtype), enabled=half):
+            terms = task.loss(model, batch)
+        total = torch.stack([term.float() for term in terms.values()]).sum()
+        optimiser.zero_grad(set_to_none=True)
+        scaler.scale(total).backward()  # type: ignore[no-untyped-call]  # torch types it in part
+        scaler.unscale_(optimiser)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        if not bool(torch.isfinite(norm)):
+            skipped += 1
+            scaler.update()
+            if skipped >= SKIPS:
+                raise DivergedError(
+                    f"no finite gradient in {SKIPS} steps in a row",
+                    where=f"step {number}",
+                    remedy="lower train.rate; the last checkpoint is kept",
+                )
+            continue
+        skipped = 0
+        scaler.step(optimiser)
+        scaler.update()
+        average(model, averaged, number, settings.average)
+        yield Step(number, {name: float(term.detach()) for name, term in terms.items()}, time.monotonic() - started)
+
+
+def rate_at(number: int, settings: TrainSettings) -> float:
+    """Warm-up, then constant, then down to a tenth over the last fifth of the steps."""
+    warm = min(1.0, number / max(1, settings.warmup))
+    left = (settings.steps - number) / max(1, settings.steps)
+    return warm * (1.0 if left > 0.2 else 0.1 + 0.9 * left / 0.2)
+
+
+@torch.no_grad()
+def average(model: nn.Module, averaged: dict[str, Tensor], number: int, decay: float) -> None:
+    """Moves the averaged weights on; in the beginning faster, so that the random start is forgotten."""
+    keep = min(decay, (1 + number) / (10 + number))
+    for name, tensor in model.state_dict().items():
+        if tensor.dtype.is_floating_point:
+            averaged[name].lerp_(tensor, 1 - keep)
+        else:
+            averaged[name].copy_(tensor)
+
+
+def told_terms(terms: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.4f}" for name, value in terms.items())
+
+
+# Looking --------------------------------------------------------------------------------------------------------------
+
+
+def look(
+    task: Task,
+    folder: Path,
+    model: nn.Module,
+    averaged: dict[str, Tensor],
+    history: list[dict[str, Any]],
+    seed: int,
+    settings: TrainSettings,
+    number: int,
+) -> None:
+    """Writes the log, the curve, figures on held-back objects and a picture, all of the averaged weights."""
+    from ..report import encode_png
+
+    lines = "".join(json.dumps(row) + "\n" for row in history)
+    with open(folder / "log.jsonl", "a") as log:
+        log.write(lines)
+    history.clear()
+    batch = task.draw(np.random.default_rng([seed, 0]), settings.judged, held_back=True)
+    device = next(model.parameters()).device
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(averaged)
+    model.eval()
+    try:
+        with torch.inference_mode():
+            figures = task.judge(model, batch)
+            picture = task.show(model, batch)
+    finally:
+        model.load_state_dict(own)
+    with open(folder / "figures.jsonl", "a") as log:
+        log.write(json.dumps({"step": number, **figures}) + "\n")
+    durable.write_file(folder / "samples.png", encode_png(picture), overwrite=True)
+    durable.write_file(folder / "curve.png", encode_png(draw_curve(folder / "log.jsonl")), overwrite=True)
+
+
+def draw_curve(log: Path, width: int = 800, height: int = 400) -> np.ndarray:  # uint8 (height, width, 3)
+    """Each term over the steps, smoothed, on its own logarithmic scale; its name and last value beside it."""
+    from PIL import Image, ImageDraw
+
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    image = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(image)
+    names = [name for name in rows[-1] if name not in ("step", "seconds")] if rows else []
+    colours = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
+    for place, name in enumerate(names):
+        values = np.log10(np.maximum([row.get(name, np.nan) for row in rows], 1e-8))
+        window = max(1, len(values) // 100)
+        smooth = np.convolve(values, np.ones(window) / window, "valid")
+        low, high = float(np.nanmin(smooth)), float(np.nanmax(smooth))
+        x = np.linspace(10, width - 150, len(smooth))
+        y = height - 20 - (smooth - low) / max(high - low, 1e-6) * (height - 40)
+        colour = colours[place % len(colours)]
+        if len(smooth) > 1:
+            pen.line(list(zip(x.tolist(), y.tolist(), strict=True)), fill=colour, width=2)
+        pen.text((width - 140, 15 + 18 * place), f"{name} {10 ** smooth[-1]:.4f}", fill=colour)
+    pen.text((10, height - 15), f"step {rows[-1]['step'] if rows else 0}", fill="black")
+    return np.asarray(image)
+
+
+# Checkpoints ----------------------------------------------------------------------------------------------------------
+
+
+def save(
+    folder: Path,
+    settings: TrainSettings,
+    seed: int,
+    model: nn.Module,
+    averaged: dict[str, Tensor],
+    optimiser: torch.optim.Optimizer,
+    number: int,
+) -> Path:
+    """A checkpoint from which the run goes on exactly."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"averaged.{name}": tensor for name, tensor in averaged.items()}
+    for index, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"adam.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+    head = with_head({"step": number, "identity": identity(settings, seed)})
+    path = folder / f"checkpoint-{number:08d}.safetensors"
+    whole = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, head)
+    durable.write_file(path, whole, overwrite=True)
+    for old in checkpoints(folder)[:-KEPT]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def identity(settings: TrainSettings, seed: int) -> dict[str, Any]:
+    """What must be the same for a run to be continued."""
+    return {"task": settings.task, "rate": settings.rate, "batch": settings.batch, "seed": seed}
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoint-*.safetensors"))
+
+
+def newest(folder: Path) -> Path | None:
+    return next(iter(reversed(checkpoints(folder))), None)
+
+
+def export(checkpoint: Path, target: Path, facts: dict[str, Any]) -> Path:
+    """The averaged weights alone, in half precision, with what they are in the header."""
+    tensors = load_tensors(checkpoint.read_bytes())
+    kept = {
+        name.removeprefix("averaged."): tensor.half() if tensor.dtype.is_floating_point else tensor
+        for name, tensor in tensors.items()
+        if name.startswith("averaged.")
+    }
+    durable.write_file(target, save_tensors(kept, with_head(facts)), overwrite=True)
+    return target
+
+
+def resume(
+    folder: Path,
+    settings: TrainSettings,
+    seed: int,
+    model: nn.Module,
+    averaged: dict[str, Tensor],
+    optimiser: torch.optim.Optimizer,
+    watch: Watch,
+) -> int:
+    """Loads the newest whole checkpoint; the number of its step, 0 without one."""
+    for path in reversed(checkpoints(folder)):
+        try:
+            raw = path.read_bytes()
+            head, tensors = read_head(raw), load_tensors(raw)
+            number = head["step"]
+        except Exception as error:  # a damaged file raises what it likes
+            watch(Caution("checkpoint-damaged", f"{path.name} is damaged ({type(error).__name__}) and left out"))
+            continue
+        if head["identity"] != identity(settings, seed):
+            raise SettingsError(
+                f"it was made with {head['identity']}, not with {identity(settings, seed)}",
+                where=str(path),
+                remedy="train into another folder, or with the settings it was begun with",
+            )
+        device = next(model.parameters()).device
+        own = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+        model.load_state_dict(own)
+        for name, tensor in averaged.items():
+            tensor.copy_(tensors[f"averaged.{name}"])
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("adam."):
+                _, index, kind = name.split(".")
+                state.setdefault(int(index), {})[kind] = tensor if kind == "step" else tensor.to(device)
+        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+        watch(Caution("resumed", f"goes on from step {number} of {path.name}"))
+        return number
+    return 0

@@ -1,0 +1,197 @@
+"""Objects as training sees them: pictures from many sides with poses, depth and normals, and what is inside.
+
+One object is one file, named by the digest of what it was made from: a run that was broken off goes on where it was.
+Letters: N views, S side of a picture, R resolution of the occupancy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+from safetensors.numpy import load, save
+
+from .. import durable
+from ..artifacts import read_head, with_head
+from ..cameras import TRAINING_FOV_DEG, Viewpoint
+from ..errors import MeshError
+from ..framing import FAINT, crop, find_box, frame
+
+VERSION = 1  # of what a view set holds; another number is another file
+FRAMED = 0.80  # where `cutout` puts an object
+SOLID = "solid:"  # the name of a made-up object is this and its number
+
+
+@dataclass(frozen=True)
+class Rig:
+    """How objects are photographed."""
+
+    kind: Literal["pocket", "paper"] = "pocket"
+    views: int = 12
+    size: int = 64  # px
+    samples: int = 2  # rays a pixel's side
+    retexture: float = 0.5  # share of objects that get another texture
+    occupancy: int = 64  # cells a side; 0 for none
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ViewSet:
+    """One object. A view's square in the plane at distance 1 is its middle (x right, y up) and half its side."""
+
+    name: str
+    rgba: np.ndarray  # uint8 (N, S, S, 4)
+    poses: np.ndarray  # float32 (N, 3): azimuth and elevation in degrees, distance
+    squares: np.ndarray  # float32 (N, 3): x, y, half side
+    depth: np.ndarray  # float16 (N, S, S), inf where nothing is
+    normal: np.ndarray  # int8 (N, S, S, 3), 127 is 1
+    inside: np.ndarray  # bool (R, R, R) over x, y, z in [-0.5, 0.5]
+
+
+def photograph(source: str, rig: Rig) -> ViewSet:
+    """Renders a mesh file, or a made-up solid when `source` says so."""
+    from ..scenes import raycast, solids
+    from ..scenes.meshes import read_surface
+    from ..scenes.surface import normalise
+
+    chance = np.random.default_rng([rig.seed, int(digest(source)[:12], 16)])
+    surface = solids.make_solid(chance) if source.startswith(SOLID) else normalise(read_surface(Path(source)))
+    if chance.random() < rig.retexture:
+        surface = raycast.retexture(surface, chance)
+    prepared = raycast.prepare(surface)
+    light = raycast.draw_lighting(chance)
+    viewpoints = draw_viewpoints(rig, chance)
+    pictures = []
+    for viewpoint in viewpoints:
+        fov = TRAINING_FOV_DEG if rig.kind == "paper" else widest(viewpoint.distance)
+        side = rig.size if rig.kind == "paper" else 2 * rig.size  # cropped and halved below
+        samples = rig.samples if rig.kind == "paper" else 1
+        picture = raycast.render(prepared, viewpoint, size=side, fov_deg=fov, light=light, samples=samples)
+        pictures.append(frame_view(picture, rig, math.tan(math.radians(fov) / 2)))
+    inside = raycast.occupancy(prepared, rig.occupancy) if rig.occupancy else np.zeros((0, 0, 0), bool)
+    if rig.occupancy and not inside.any():
+        raise MeshError("nothing is inside it", where=source)
+    rgba, squares, depth, normal = zip(*pictures, strict=True)
+    return ViewSet(
+        name=source,
+        rgba=np.stack(rgba),
+        poses=np.array([[v.azimuth_deg, v.elevation_deg, v.distance] for v in viewpoints], np.float32),
+        squares=np.array(squares, np.float32),
+        depth=np.stack(depth),
+        normal=np.stack(normal),
+        inside=inside,
+    )
+
+
+def draw_viewpoints(rig: Rig, chance: np.random.Generator) -> list[Viewpoint]:
+    """Where the cameras stand: as people hold theirs, or over the whole sphere as in the paper."""
+    found = []
+    for _ in range(rig.views):
+        azimuth = chance.uniform(0, 360)
+        if rig.kind == "paper":
+            elevation, distance = math.degrees(math.asin(chance.uniform(-1, 1))), chance.uniform(1.5, 2.2)
+        else:
+            elevation, distance = chance.uniform(-15, 60), chance.uniform(1.6, 3.5)
+        found.append(Viewpoint(azimuth, elevation, distance))
+    return found
+
+
+def widest(distance: float) -> float:
+    """The field of view, degrees, that holds the ball around any normalised object."""
+    return 2 * math.degrees(math.asin(min(0.95, 3**0.5 / 2 / distance))) * 1.02
+
+
+def frame_view(
+    picture: Any, rig: Rig, half: float
+) -> tuple[np.ndarray, tuple[float, float, float], np.ndarray, np.ndarray]:
+    """Picture, square, depth and normals, framed as `cutout` frames a photo; the paper's rig frames nothing."""
+    side = len(picture.rgba)
+    alpha = picture.rgba[..., 3] / 255
+    if not (alpha >= 0.5).any():
+        raise MeshError("a view shows nothing of it")
+    normal = np.round(picture.normal * 127).astype(np.int8)
+    if rig.kind == "paper":
+        return picture.rgba, (0.0, 0.0, half), picture.depth.astype(np.float16), normal
+    square = frame(find_box(alpha, FAINT), FRAMED)
+    rgba = np.asarray(crop(Image.fromarray(picture.rgba), square, rig.size))
+    # Depth and normals are picked, never mixed across an edge.
+    steps = (np.arange(rig.size) + 0.5) / rig.size * square.longer
+    rows, columns = np.floor(square.top + steps).astype(int), np.floor(square.left + steps).astype(int)
+    seen = ((rows >= 0) & (rows < side))[:, None] & ((columns >= 0) & (columns < side))
+    place = np.ix_(rows.clip(0, side - 1), columns.clip(0, side - 1))
+    depth = np.where(seen, picture.depth[place], np.inf).astype(np.float16)
+    to_plane = 2 * half / side
+    middle_x = ((square.left + square.right) / 2 - side / 2) * to_plane
+    middle_y = (side / 2 - (square.top + square.bottom) / 2) * to_plane
+    return rgba, (middle_x, middle_y, square.longer / 2 * to_plane), depth, normal[place] * seen[..., None]
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def file_of(folder: Path, source: str, rig: Rig) -> Path:
+    """Where an object's view set lies: known before it is made."""
+    key = digest(json.dumps([VERSION, source_identity(source), asdict(rig)]))
+    return folder / "objects" / key[:2] / f"{key[:32]}.safetensors"
+
+
+def source_identity(source: str) -> list[Any]:
+    """What a file was when it was rendered, without reading it."""
+    if source.startswith(SOLID):
+        return [source]
+    state = Path(source).stat()
+    return [Path(source).name, state.st_size, state.st_mtime_ns]
+
+
+def write(path: Path, views: ViewSet) -> None:
+    arrays = {part.name: getattr(views, part.name) for part in fields(views) if part.name not in ("name", "inside")}
+    side = views.inside.shape[0]
+    arrays["inside"] = np.packbits(views.inside.ravel())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = with_head({"name": views.name, "side": side, "version": VERSION})
+    durable.write_file(path, save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, head), overwrite=True)
+
+
+def read(path: Path) -> ViewSet:
+    raw = path.read_bytes()
+    head = read_head(raw)
+    arrays = load(raw)
+    side = head["side"]
+    inside = np.unpackbits(arrays.pop("inside"), count=side**3).astype(bool).reshape(side, side, side)
+    return ViewSet(name=head["name"], inside=inside, **arrays)
+
+
+def list_objects(folder: Path) -> list[Path]:
+    """All view sets of a dataset, in an order of their own that never changes."""
+    return sorted((folder / "objects").glob("*/*.safetensors"))
+
+
+def hold_back(name: str, share: float = 0.03) -> bool:
+    """Whether an object is kept for tuning: decided by its name, the same in every run."""
+    return int(digest(Path(name).name)[:8], 16) / 2**32 < share
+
+
+def make(job: tuple[str, str, Rig]) -> str:
+    """What a worker does: renders an object into its file."""
+    source, folder, rig = job
+    path = file_of(Path(folder), source, rig)
+    write(path, photograph(source, rig))
+    return str(path)
+
+
+def pending(sources: Sequence[str], folder: Path, rig: Rig) -> Iterator[tuple[str, str, Rig]]:
+    """The jobs that are not done yet."""
+    for source in sources:
+        if not file_of(folder, source, rig).is_file():
+            yield source, str(folder), rig
