@@ -53,6 +53,7 @@ def imported(name: str, path: Path) -> Iterator[str]:
     here = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
     known = modules()
     for node in ast.walk(ast.parse(path.read_text())):
+        assert "zero123cli" not in (getattr(node, "module", None) or ""), f"{name}: imports inside are relative"
         if isinstance(node, ast.ImportFrom) and node.level:
             base = here[: len(here) - node.level + 1] + (node.module.split(".") if node.module else [])
             for alias in node.names:

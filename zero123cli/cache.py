@@ -185,10 +185,7 @@ def read_entry(folder: Path, key: str) -> tuple[dict[str, Any], dict[str, bytes]
 
 def read_regular(path: Path) -> bytes:
     """The bytes of a regular file; a link, a pipe or a folder in its place is damage."""
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-    with open(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise ValueError(f"{path.name} is not a regular file")
+    with open(durable.open_regular(path, follow=False), "rb") as file:
         return file.read()
 
 

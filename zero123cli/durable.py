@@ -1,4 +1,4 @@
-"""Bytes to disk, whole or not at all: everything that must survive a kill or a power cut is written here.
+"""Bytes to disk, whole or not at all: for what must survive a kill or a power cut. And files opened with care.
 
 A file is written under a short random name beside its target, synced, then renamed. A folder is written as a draft,
 each file synced, then renamed in one step: a reader sees nothing or all of it. (Measured: files written one by one into
@@ -7,12 +7,32 @@ their final folder leave a half entry at most kill points, a renamed draft at no
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 O_BINARY = getattr(os, "O_BINARY", 0)  # Windows only
+O_NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # not on Windows, like the two below
+O_NOCTTY = getattr(os, "O_NOCTTY", 0)
+O_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+
+
+def open_regular(path: Path | str, *, follow: bool = True) -> int:
+    """A descriptor of a regular file to be read; an OSError says what else it is.
+
+    Opening never waits: a pipe that nobody writes to is refused like a folder or a device.
+    """
+    flags = os.O_RDONLY | O_BINARY | O_NONBLOCK | O_NOCTTY | (0 if follow else O_NOFOLLOW)
+    handle = os.open(path, flags)
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return handle
+    os.close(handle)
+    what = "a folder" if stat.S_ISDIR(mode) else "a named pipe" if stat.S_ISFIFO(mode) else "a device or socket"
+    raise OSError(errno.EINVAL, f"{what}, not a file")
 
 
 def sync_folder(folder: Path) -> None:

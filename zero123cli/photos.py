@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import sys
 import warnings
 import zlib
@@ -21,8 +20,9 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from PIL import Image
 
-from zero123cli.artifacts import Photo, Picture
-from zero123cli.errors import (
+from . import durable
+from .artifacts import Photo, Picture
+from .errors import (
     MissingInputError,
     NothingFoundError,
     OutOfMemoryError,
@@ -30,7 +30,7 @@ from zero123cli.errors import (
     UnavailableError,
     Zero123Error,
 )
-from zero123cli.watch import Caution, Watch, silent
+from .watch import Caution, Watch, silent
 
 MAX_BYTES = 64_000_000  # bytes of one file
 MAX_PIXELS = 64_500_000  # pixels; 64-megapixel phones give 9248 x 6936 = 64.1 million
@@ -153,30 +153,15 @@ def _read_stream(stream: BinaryIO | None) -> bytes:
 
 def _read_file(path: Path | str, name: str) -> bytes:
     try:
-        # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-        try:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise _not_a_file(found.st_mode, name)
-            if found.st_size > MAX_BYTES:
+        with open(durable.open_regular(path), "rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_BYTES:
                 raise _too_many_bytes(name)
-            with open(descriptor, "rb", closefd=False) as file:
-                return file.read(MAX_BYTES + 1)
-        finally:
-            os.close(descriptor)
+            return file.read(MAX_BYTES + 1)
     except OSError as error:
         reason = (error.strerror or "unreadable").lower()
         raise MissingInputError(reason, where=name, remedy="check the path and its permissions") from error
     except ValueError as error:  # a NUL in the path
         raise MissingInputError("not a path", where=name, remedy="check the path") from error
-
-
-def _not_a_file(mode: int, name: str) -> MissingInputError:
-    if stat.S_ISDIR(mode):
-        return MissingInputError("a folder, not a photo", where=name, remedy="give a file")
-    what = "a named pipe" if stat.S_ISFIFO(mode) else "a device or socket"
-    return MissingInputError(f"{what}, not a file", where=name, remedy="give a file, or pipe it in with `-`")
 
 
 def _too_many_bytes(name: str) -> PhotoError:

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import re
-import stat
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from .. import durable
 from ..errors import DiskError, MissingInputError, WeightsError
 from .unpickle import ANOTHER, MAX_RANK, MAX_STREAM, Inert, StorageRef, TensorRef, read_pickle, shown
 
@@ -205,17 +205,12 @@ def open_tensors(path: Path) -> TensorFile:
     """The file at `path`, its listing read and checked, no tensor read yet."""
     where = shown(str(path), MAX_PATH)
     try:
-        # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        descriptor = durable.open_regular(path)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = (getattr(error, "strerror", None) or "not a path").lower()
         raise MissingInputError(reason, where=where, remedy="check the path and its permissions") from error
     try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            what = "a folder" if stat.S_ISDIR(found.st_mode) else "a named pipe, device or socket"
-            raise MissingInputError(f"{what}, not a file", where=where, remedy="give a .ckpt or .safetensors file")
-        return _open_kind(path, descriptor, found.st_size)
+        return _open_kind(path, descriptor, os.fstat(descriptor).st_size)
     except BaseException as error:
         os.close(descriptor)
         if isinstance(error, WeightsError):

@@ -13,7 +13,6 @@ import json
 import math
 import os
 import re
-import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -25,8 +24,9 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from zero123cli.errors import MeshError, MissingInputError, Zero123Error
-from zero123cli.scenes.surface import Material, Surface, to_linear
+from .. import durable
+from ..errors import MeshError, MissingInputError, Zero123Error
+from ..scenes.surface import Material, Surface, to_linear
 
 MAX_BYTES = 256_000_000  # of the file and all it names, together
 MAX_FACES = 5_000_000
@@ -106,19 +106,12 @@ def _read_file(path: Path, name: str) -> bytes:
         raise MeshError("too large for this machine's memory", where=name, remedy="simplify it first") from error
 
 
-def _read_regular(path: Path, limit: int, flags: int = 0) -> bytes:
-    # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | flags)
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(0, "not a file")
-        if found.st_size > limit:
+def _read_regular(path: Path, limit: int, *, follow: bool = True) -> bytes:
+    with open(durable.open_regular(path, follow=follow), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
             raise MeshError(f"more than {MAX_BYTES // 10**6} MB")
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read(found.st_size)
-    finally:
-        os.close(descriptor)
+        return file.read(size)
 
 
 # Joining and checking -------------------------------------------------------------------------------------------------
@@ -239,7 +232,7 @@ class Shelf:
             place = (self.folder / name).resolve()
             if not place.is_relative_to(self.folder):
                 raise MeshError(f"the file {shown} leads out of its folder", remedy="put a copy in its place")
-            data = _read_regular(place, self.bytes_left, getattr(os, "O_NOFOLLOW", 0))
+            data = _read_regular(place, self.bytes_left, follow=False)
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
             remedy = "put it beside the mesh or take its mention out"
             raise MeshError(f"the file {shown} that it names cannot be read", remedy=remedy) from error
