@@ -373,3 +373,21 @@ def test_a_photo_is_kept_in_the_precision_of_the_model(model: ViewModel) -> None
     half = copy.deepcopy(model).to(torch.bfloat16)
     seen = half.condition(small.picture_of(), PHOTO)
     assert seen.concat.dtype == seen.embedding.dtype == torch.bfloat16
+
+
+def test_a_lean_model_answers_the_same_and_holds_one_network_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which network is sent where is all that can be seen without a second device."""
+    model = small.make_model()
+    expected = small.answers(model)
+    moves: list[tuple[str, str]] = []
+    for name in ("unet", "clip", "vae"):
+        part = getattr(model, name)
+        monkeypatch.setattr(part, "to", lambda where, name=name, part=part: moves.append((name, str(where))) or part)
+    model.lean = True
+    monkeypatch.setattr(type(model), "device", property(lambda self: torch.device("cpu", 0)))
+    model.condition(small.picture_of(), Viewpoint())
+    assert [move for move in moves if move[1] == "cpu:0"] == [("clip", "cpu:0"), ("vae", "cpu:0")]
+    assert ("unet", "cpu") in moves
+    moves.clear()
+    small.agree(small.answers(model), expected)
+    assert {("unet", "cpu:0"), ("vae", "cpu"), ("clip", "cpu")} <= set(moves)

@@ -183,7 +183,8 @@ def pick_prior(settings: ModelSettings, backend: Backend, cache: Cache) -> Prior
         from .diffusion import checkpoints
 
         if not loaded:
-            loaded.append(checkpoints.load(path, backend, ema=settings.ema, pose_kind=pose_kind, watch=watch))
+            how = {"ema": settings.ema, "lean": settings.lean}
+            loaded.append(checkpoints.load(path, backend, **how, pose_kind=pose_kind, watch=watch))
         return loaded[0]
 
     return Prior(name, digest(f"{identity} {settings.ema} {pose_kind}".encode()), backend, load)

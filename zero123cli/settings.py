@@ -78,6 +78,7 @@ class CutoutSettings:
 @dataclass(frozen=True)
 class ModelSettings:
     name: str = knob("", "the view model: a name of `zero123 models list`, a file or a folder")
+    lean: bool = knob(False, "keep on the GPU only the network that is at work: slower, for small cards")
     ema: bool = knob(True, "take the averaged weights of a training checkpoint, as the original does")
     pose_kind: Literal["auto", "original", "stable"] = knob(
         "auto", "what the fourth pose number is: the distance's change, or the photo's polar angle (Stable Zero123)"

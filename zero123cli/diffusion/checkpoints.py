@@ -80,15 +80,17 @@ def load(
     *,
     ema: bool = True,
     pose_kind: PoseKind | None = None,
+    lean: bool = False,
     watch: Watch = silent,
 ) -> ViewModel:
-    """The view model that lies at `path`, ready to be used."""
+    """The view model that lies at `path`, ready to be used. A lean one holds one network at a time on the device."""
     with ExitStack() as stack:
         weights = settle(open_weights(path, stack, ema=ema), pose_kind)
         if ema and not weights.has_ema and weights.kind == "ldm":
             watch(Caution("no-ema", "the file holds no averaged weights: the raw ones are used", about_run=True))
-        model = fill(weights, backend, watch)
+        model = fill(weights, backend, watch, lean=lean)
     fold_cross_attention(model)
+    model.lean = lean
     return model.eval().requires_grad_(False)
 
 
@@ -396,14 +398,15 @@ def refuse_odd(told: Description) -> None:
         raise ValueError(told)
 
 
-def fill(weights: Weights, backend: Backend, watch: Watch) -> ViewModel:
+def fill(weights: Weights, backend: Backend, watch: Watch, *, lean: bool) -> ViewModel:
     """The networks with their weights, one tensor after the other, on the backend's device."""
     model = networks_of(weights)
     slots = model.state_dict()
     device = torch.device(backend.device)
     loaded = {}
     for done, (name, slot) in enumerate(slots.items()):
-        tensor = read_tensor(weights, name, slot, DTYPES[backend.dtype]).to(device)
+        there = torch.device("cpu") if lean and not name.startswith("projection.") else device
+        tensor = read_tensor(weights, name, slot, DTYPES[backend.dtype]).to(there)
         if tensor.ndim == 4:
             tensor = tensor.contiguous(memory_format=torch.channels_last)
         loaded[name] = tensor

@@ -79,6 +79,7 @@ class ViewModel(nn.Module):
         width = description.clip["projection_dim"]
         self.projection = nn.Linear(width + 4, description.unet["cross_attention_dim"])
         self.alphas = alphas_cumprod()  # not a buffer: it stays in float64 on the CPU
+        self.lean = False  # keep on the device only the network that is at work
 
     @property
     def device(self) -> torch.device:
@@ -88,6 +89,20 @@ class ViewModel(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.projection.weight.dtype
 
+    def at_work(self, *names: str) -> None:
+        """Called before networks are used: in a lean model the others make room."""
+        if not self.lean:
+            return
+        if self.vae is not None:
+            self.vae.enable_slicing()
+        for name in ("unet", "clip", "vae", "volume"):
+            part = getattr(self, name)
+            if part is not None and name not in names:
+                part.to("cpu")
+        for name in names:
+            if getattr(self, name) is not None:
+                getattr(self, name).to(self.device)
+
     # Pictures and latents
 
     @torch.no_grad()
@@ -95,7 +110,9 @@ class ViewModel(nn.Module):
         """What the model keeps of a photo, computed once."""
         picture = picture[None].to(self.device, torch.float32)
         assert picture.shape[1:] == (self.description.picture_channels, *[self.description.size] * 2), picture.shape
+        self.at_work("clip")
         embedding = self.embed(picture)[0]
+        self.at_work("vae", "volume")
         if self.vae is None:
             concat = picture[0].to(self.dtype)
         else:
@@ -114,6 +131,7 @@ class ViewModel(nn.Module):
         """Latents of pictures, the gradient kept: a sample with `noise`, else the most likely."""
         if self.vae is None:
             return pictures.to(self.dtype)
+        self.at_work("vae")
         posterior = self.vae.encode(pictures.to(self.dtype)).latent_dist
         latents = posterior.mode() if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean)
         return latents * self.description.latent_scale
@@ -124,6 +142,7 @@ class ViewModel(nn.Module):
         latents = latents.to(self.device, self.dtype)
         if self.vae is None:
             return latents.float()
+        self.at_work("vae")
         return self.vae.decode(latents / self.description.latent_scale).sample.float()
 
     # Noise
@@ -188,6 +207,7 @@ class ViewModel(nn.Module):
 
     def denoise(self, latents: Tensor, timesteps: Tensor, context: Tensor, concat: Tensor) -> Tensor:
         """One pass of the network, its answer turned into noise."""
+        self.at_work("unet")
         stacked = torch.cat([latents.to(self.device, self.dtype), concat], 1)
         stacked = stacked.contiguous(memory_format=torch.channels_last)
         answer = self.unet(stacked, timesteps.to(self.device), context, return_dict=False)[0].float()
