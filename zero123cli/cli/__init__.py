@@ -17,8 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         try:
             code = run(sys.argv[1:] if arguments is None else list(arguments))
-            if screen.stdout_open and sys.stdout is not None:
-                sys.stdout.flush()
+            code = screen.flush(code)
         except BrokenPipeError:  # `zero123 --help | head -1`
             screen.close_stdout()
             code = 0

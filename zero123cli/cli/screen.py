@@ -76,6 +76,22 @@ class Screen:
             self.unsaid = lost.exit_code  # the work goes on
             self.error(lost)
 
+    def flush(self, code: int) -> int:
+        """The exit code once all that was printed is out; what cannot be written is not tried again at the end."""
+        if sys.stdout is None or not self.stdout_open:
+            return code
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            self.close_stdout()
+        except OSError as error:
+            self.close_stdout()
+            if not code:
+                lost = DiskError((error.strerror or str(error)).lower(), where="standard output")
+                self.error(lost)
+                return lost.exit_code
+        return code
+
     def close_stdout(self) -> None:
         """Points stdout nowhere, so that nothing is flushed into a closed pipe at the end."""
         self.stdout_open = False
