@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 from conftest import PROGRAM, TIME_OUT, Photographer, Program, as_text, environment, plain_bytes
@@ -269,3 +270,26 @@ def test_the_table_of_outcomes_fits_and_is_plain_text() -> None:
     assert table[0].split() == ["input", "code", "what"]
     assert table[1].split() == ["a.png", "0", "done"]
     assert table[2].split() == ["[red]b[/red].png", "65", "no", "photo"]
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="this system has no pseudo-terminals")
+def test_results_and_the_bar_do_not_share_a_line(photo: Photographer, tmp_path: Path) -> None:
+    """Both streams on one terminal: each path stands on a line of its own."""
+    import pty
+    import re
+
+    for number in range(3):
+        photo(f"p{number}.png", number)
+    raw = bytearray()
+
+    def read(descriptor: int) -> bytes:
+        raw.extend(data := os.read(descriptor, 65536))
+        return data
+
+    program = " ".join(PROGRAM)
+    script = f"cd '{tmp_path}' && TERM=xterm exec {program} cutout p0.png p1.png p2.png -o out/ --progress bar"
+    status = pty.spawn(["/bin/sh", "-c", script], read, lambda descriptor: b"")
+    assert os.waitstatus_to_exitcode(status) == 0
+    plain = re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", bytes(raw)).decode()
+    shown = {line.split("\r")[-1].strip() for line in plain.replace("\r\n", "\n").split("\n")}
+    assert {"out/p0.png", "out/p1.png", "out/p2.png"} <= shown

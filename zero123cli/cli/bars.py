@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -37,6 +38,15 @@ class Bar:
 
     def show(self, said: str) -> None:
         self.bar.update(self.task, description=f"{self.title} {printable(said)}")
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Takes the bar away while something else is written to the same terminal."""
+        self.bar.stop()
+        try:
+            yield
+        finally:
+            self.bar.start()
 
     def above(self, text: str) -> None:
         self.bar.console.print(Text.from_ansi(text.rstrip("\n")), soft_wrap=True)

@@ -64,9 +64,10 @@ class Screen:
         if sys.stdout is None or not self.stdout_open:
             return
         try:
-            sys.stdout.flush()
-            sys.stdout.buffer.write(line + b"\n")
-            sys.stdout.buffer.flush()
+            with self.bar.aside() if self.bar is not None and sys.stdout.isatty() else contextlib.nullcontext():
+                sys.stdout.flush()
+                sys.stdout.buffer.write(line + b"\n")
+                sys.stdout.buffer.flush()
         except BrokenPipeError:
             self.close_stdout()
         except OSError as error:
