@@ -430,7 +430,9 @@ def read_tensor(weights: Weights, name: str, slot: Tensor, dtype: torch.dtype) -
             where=str(weights.path),
             remedy=REMEDY,
         )
-    cast = tensor.to(dtype, copy=True).contiguous()
+    cast = tensor.to(dtype).contiguous()
+    if cast.untyped_storage().nbytes() > cast.nbytes:  # a part of a larger tensor would keep all of it in memory
+        cast = cast.clone()
     if dtype == torch.float16 and not torch.isfinite(cast).all():
         raise WeightsError(
             f"the tensor {found.place.name} does not fit into half precision",
