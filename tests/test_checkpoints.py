@@ -202,7 +202,7 @@ def test_a_weight_too_large_for_half_precision_is_named(world: World, tmp_path: 
         read(path, backend=Backend("cpu", "float16", "CPU"))
     assert caught.value.exit_code == 65 and "--dtype" in caught.value.remedy
     for dtype in ("float32", "bfloat16"):
-        read(path, backend=Backend("cpu", dtype, "CPU"))  # type: ignore[arg-type]
+        read(path, backend=Backend("cpu", dtype, "CPU"))  # type: ignore[arg-type]  # one of the three
     with pytest.raises(WeightsError, match=name):
         convert(path, tmp_path / "half.safetensors", ema=True, pose_kind=None, dtype="float16")
     assert [file.name for file in tmp_path.iterdir()] == ["large.safetensors"]
