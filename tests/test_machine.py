@@ -83,9 +83,9 @@ def test_weights_are_found_and_held_against_their_digest(tmp_path: Path) -> None
     path = tmp_path / "u2netp.onnx"
     path.write_bytes(b"x")
     assert models.find_cutter("u2netp", environ) == path
-    models.check_cutter("u2netp", path, models.CUTTERS["u2netp"].md5)
+    models.check_cutter("u2netp", path, {"md5": models.CUTTERS["u2netp"].md5, "sha256": ""})
     with pytest.raises(WeightsError, match="not the published u2netp weights"):
-        models.check_cutter("u2netp", path, "0" * 32)
+        models.check_cutter("u2netp", path, {"md5": "0" * 32, "sha256": ""})
 
 
 def test_the_fetch_command_is_ours() -> None:
@@ -101,3 +101,10 @@ def test_deleted_current_folder_is_named_before_torch_ends_the_process(
     gone.rmdir()
     with pytest.raises(UnavailableError, match="was deleted"):
         machine.refuse_deleted_folder()
+
+
+@pytest.mark.parametrize("name", [name for name, weights in models.CUTTERS.items() if weights.digest])
+def test_every_cutter_with_a_published_digest_is_held_against_it(name: str) -> None:
+    """rembg pins one of them by another kind of digest than the rest."""
+    with pytest.raises(WeightsError, match="not the published"):
+        models.check_cutter(name, Path("x.onnx"), {"md5": "0" * 32, "sha256": "0" * 64})

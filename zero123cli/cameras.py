@@ -49,6 +49,11 @@ def relative_pose(kind: PoseKind, photo: Viewpoint, target: Viewpoint) -> tuple[
     return polar, math.sin(turn), math.cos(turn), fourth
 
 
+def within_a_turn(azimuth_deg: float) -> float:
+    """One spelling for one direction, so that it is one picture in the cache: from 0 to 360, to a millionth."""
+    return round(azimuth_deg % 360.0, 6) % 360.0
+
+
 def ring(count: int, elevation_deg: float = 0.0, distance: float = TRAINING_DISTANCE) -> list[Viewpoint]:
     """`count` cameras around the object, evenly, the photo's azimuth first."""
     return [Viewpoint(360.0 * k / count, elevation_deg, distance) for k in range(count)]

@@ -120,7 +120,7 @@ def look_at_cutters(root: Path) -> Iterator[Finding]:
     installed = [(name, path) for name in CUTTERS if (path := find_cutter(name))]
     for name, path in installed:
         try:
-            check_cutter(name, path, file_digest(Cache(root), path).md5)
+            check_cutter(name, path, vars(file_digest(Cache(root), path)))
         except Zero123Error as error:
             yield Finding(
                 f"cutter {name}", "bad", f"{error.where}: {error.what}", f"rm {path} && {fetch_command(name)}"

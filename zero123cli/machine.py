@@ -116,16 +116,6 @@ def free_memory() -> int | None:
     return None
 
 
-def peak_memory() -> int:
-    """Bytes of the largest resident set of this process so far."""
-    if sys.platform == "win32":
-        return 0
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def pick(device: str = "auto", dtype: str = "auto") -> Backend:
     """The backend asked for. Only "auto" may fall back; anything else is there or is an UnavailableError."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,4})?", device):

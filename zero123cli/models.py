@@ -309,10 +309,10 @@ def fetch_command(name: str) -> str:
 # Whether they are what was published ----------------------------------------------------------------------------------
 
 
-def check_cutter(name: str, path: Path, md5: str) -> None:
-    """Refuses weights whose digest is not the published one's."""
-    expected = CUTTERS[name].md5
-    if expected and md5 != expected:
+def check_cutter(name: str, path: Path, found: Mapping[str, str]) -> None:
+    """Refuses weights whose digest (`found` has one of each kind) is not the published one."""
+    kind, _, expected = CUTTERS[name].digest.partition(":")
+    if expected and found[kind] != expected:
         raise WeightsError(
             f"these are not the published {name} weights (their digest differs)",
             where=str(path),

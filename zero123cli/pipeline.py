@@ -12,7 +12,7 @@ from . import models
 from .artifacts import Ask, Cutout, Photo, PhotoCamera, View, Views, to_json
 from .cache import Cache, Kept, Stage, digest, entry_key, file_digest, holds, step
 from .cutters import CLASSICAL, Cutter, rembg_cutter
-from .errors import MissingInputError, RefusedError, UnavailableError, UsageError
+from .errors import MissingInputError, RefusedError, UsageError
 from .machine import Backend
 from .models import CUTTERS, PREFERRED_CUTTERS, check_cutter, fetch_command, find_cutter
 from .settings import CutoutSettings, ModelSettings
@@ -63,13 +63,9 @@ def pick_cutter(settings: CutoutSettings, cache: Cache, *, licence_accepted: boo
         )
     path = find_cutter(name)
     if path is None:
-        raise UnavailableError(
-            f"the weights of {name} are not installed",
-            where="--cutter",
-            remedy=f"fetch them with: {fetch_command(name)}",
-        )
+        raise models.missing(name, "--cutter")
     found = file_digest(cache, path)
-    check_cutter(name, path, found.md5)
+    check_cutter(name, path, vars(found))
     return rembg_cutter(name, path, found.sha256)
 
 

@@ -107,6 +107,7 @@ def views(
     from .. import batch as batches
     from .. import machine, photos, pipeline, report
     from ..artifacts import Ask, PhotoCamera
+    from ..cameras import within_a_turn
     from ..errors import UsageError
     from .session import open_cache, read_settings, record, run_items
 
@@ -171,8 +172,11 @@ def views(
         photo = photos.read(item.source)
         for target, shown in zip(targets[item.source], [asks] if together else [[ask] for ask in asks], strict=True):
             # What is kept may be what is there: a run that was stopped goes on. The bytes will tell.
-            may_be_it = pipeline.has_views(photo, settings.cutout, tool, camera, shown, prior, cache)
-            if target.exists() and not force and not may_be_it:
+            if (
+                target.exists()
+                and not force
+                and not pipeline.has_views(photo, settings.cutout, tool, camera, shown, prior, cache)
+            ):
                 raise batches.already_there(target)
         watch = screen.watcher(item.source)
         cutout = pipeline.cutout(photo, settings.cutout, tool, cache, watch)
@@ -215,6 +219,7 @@ def choose_poses(
     azimuths: list[float], elevation: float, distance: float, count: int | None, table: Path | None
 ) -> list[tuple[float, float, float]]:
     """Azimuth, elevation and distance of each view, all from the photo's."""
+    from ..cameras import ring
     from ..errors import UsageError
 
     if (bool(azimuths) + bool(count) + bool(table)) != 1 and not (count and len(azimuths) == 1 and not table):
@@ -232,7 +237,7 @@ def choose_poses(
         return read_poses(table)
     if count:
         start = azimuths[0] if azimuths else 0.0
-        return [(start + 360.0 * k / count, elevation, distance) for k in range(count)]
+        return [(start + view.azimuth_deg, elevation, distance) for view in ring(count)]
     return [(azimuth, elevation, distance) for azimuth in azimuths]
 
 
@@ -265,11 +270,6 @@ def read_poses(path: Path) -> list[tuple[float, float, float]]:
     if not 0 < len(found) <= 10_000:
         raise UsageError(f"it holds {len(found)} poses", where=os.fspath(path), remedy="write from 1 to 10000")
     return found
-
-
-def within_a_turn(azimuth: float) -> float:
-    """One spelling for one direction, so that it is one picture in the cache: from 0 to 360, to a millionth."""
-    return round(azimuth % 360.0, 6) % 360.0
 
 
 def label(ask: Ask) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cameras import Viewpoint
+from ..cameras import Viewpoint, within_a_turn
 from .viewmodel import STEPS, Condition, ViewModel
 
 Denoiser = Callable[[Tensor, int], Tensor]  # noisy latents and their timestep -> the noise in them
@@ -52,7 +52,7 @@ def sample(
 
 def seed_of(seed: int, pose: Viewpoint, number: int) -> int:
     """The seed of one sample at one pose: the same whatever else is asked for."""
-    azimuth, elevation = round(pose.azimuth_deg % 360, 6) % 360, round(pose.elevation_deg, 6) + 0.0  # no minus zero
+    azimuth, elevation = within_a_turn(pose.azimuth_deg), round(pose.elevation_deg, 6) + 0.0  # no minus zero
     text = f"{seed} {azimuth:.6f} {elevation:.6f} {pose.distance:.6f} {number}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 

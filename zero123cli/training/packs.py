@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import itertools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,9 +103,3 @@ def open_pack(path: Path) -> Pack:
     raw = path.read_bytes()
     head = read_head(raw)
     return Pack(tuple(head["names"]), head["size"], head["resolution"], **load(raw))
-
-
-def each_view(pack: Pack) -> Iterator[tuple[int, int]]:
-    """Object and view, all of them in order."""
-    count, views = pack.poses.shape[:2]
-    return ((k, n) for k in range(count) for n in range(views))
