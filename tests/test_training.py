@@ -13,16 +13,25 @@ import safetensors.torch
 import torch
 
 from zero123cli.artifacts import read_head
-from zero123cli.diffusion.volume import ELEVATIONS, REACH, Framing, Volume, VolumeDescription, VolumeNet, render
+from zero123cli.diffusion.volume import (
+    ELEVATIONS,
+    REACH,
+    Framing,
+    Volume,
+    VolumeDescription,
+    VolumeNet,
+    mean_colour,
+    render,
+)
 from zero123cli.errors import DivergedError, MeshError, SettingsError
 from zero123cli.machine import Backend
 from zero123cli.settings import TrainSettings
 from zero123cli.training import packs, train, viewsets, volumes
-from zero123cli.training.targets import look_up, look_up_torch
+from zero123cli.training.targets import compare, compare_torch, look_up, look_up_torch
 from zero123cli.watch import Caution, Progress, silent
 
 CPU = Backend("cpu", "float32", "CPU")
-SMALL = VolumeDescription(size=16, depth=16, colour=8, channels=(16, 32), blocks=1, attention=(False, True))
+SMALL = VolumeDescription(size=16, depth=16, colour=8, fine=16, channels=(16, 32), blocks=1, attention=(False, True))
 
 
 def framing(count: int, seed: int = 0, shift: float = 0.03) -> Framing:
@@ -71,6 +80,50 @@ def test_numba_twin_agrees_with_the_definition() -> None:
     torch.testing.assert_close(
         look_up(inside, cameras, 12, 20), look_up_torch(inside, cameras, 12, 20), atol=1e-4, rtol=1e-4
     )
+
+
+def test_comparing_in_one_pass_agrees_with_the_definition_and_its_gradient() -> None:
+    torch.manual_seed(0)
+    logits = (torch.randn(3, 6, 8, 8) * 5).requires_grad_(True)
+    wanted, where = torch.rand(3, 6, 8, 8), torch.rand(3, 8, 8) > 0.6
+    where[2] = False  # a picture without an object
+    found = []
+    for function in (compare_torch, compare):
+        logits.grad = None
+        entropy, lost = function(logits, wanted, where)
+        (2 * entropy + 3 * lost).backward()
+        assert logits.grad is not None
+        found.append((entropy.detach(), lost.detach(), logits.grad.clone()))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_a_perfect_answer_costs_nothing() -> None:
+    where = torch.rand(2, 8, 8) > 0.5
+    solid = (torch.rand(2, 6, 8, 8) > 0.5) & where[:, None]
+    entropy, lost = compare((solid.float() * 2 - 1) * 30, solid.float(), where)
+    assert float(entropy) < 1e-6
+    assert float(lost) < 1e-6
+
+
+def test_nothing_is_predicted_where_the_cutout_is_empty() -> None:
+    torch.manual_seed(0)
+    picture = torch.rand(1, 4, 16, 16) * 2 - 1
+    picture[:, 3] = -1
+    picture[:, 3, 4:9, 5:12] = 1
+    volume = VolumeNet(SMALL)(picture)
+    filled = (volume.occupancy > -10).any(1)[0]
+    assert filled[3:10, 4:13].all()  # and their neighbours
+    assert int(filled.sum()) == 7 * 9
+
+
+def test_colours_begin_as_the_pictures_own_without_its_white() -> None:
+    picture = torch.ones(1, 4, 16, 16)
+    picture[:, 3] = -1
+    picture[:, 3, :, :9] = 1
+    picture[:, :3, :, :9] = torch.tensor([0.5, -0.5, 0.25])[None, :, None, None]
+    own = mean_colour(picture, 8)
+    torch.testing.assert_close(own[0, :, :, :5], torch.tensor([0.5, -0.5, 0.25])[:, None, None].expand(3, 8, 5))
 
 
 def test_targets_show_the_object_where_the_camera_sees_it() -> None:
@@ -278,7 +331,7 @@ def test_training_learns_and_leaves_pictures_figures_and_weights(dataset: Path, 
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert len(log) == 80
     first, last = (np.mean([row["overlap"] for row in part]) for part in (log[:10], log[-10:]))
-    assert last < 0.75 * first
+    assert last < 0.85 * first
     (figures,) = (json.loads(line) for line in (tmp_path / "run" / "figures.jsonl").read_text().splitlines())
     assert figures["iou"] > 0.4
     for name in ("samples.png", "curve.png"):

@@ -19,7 +19,7 @@ from zero123cli.diffusion.volume import VolumeDescription
 from zero123cli.stages import views as stage
 from zero123cli.watch import silent
 
-NET = VolumeDescription(size=16, depth=16, colour=8, channels=(16, 32), blocks=1, attention=(False, True))
+NET = VolumeDescription(size=16, depth=16, colour=8, fine=16, channels=(16, 32), blocks=1, attention=(False, True))
 TOLD = Description(
     "pocket", "original", small.UNET, small.CLIP, None, size=16, tokens="patches", volume=asdict(NET)
 )  # fmt: skip

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 REACH = 1.2  # half sides: objects deeper than this are cut off
+EMPTY = -16.0  # logit of what cannot be
 USUAL_HALF = 0.35  # h of a common photo: an object of size 1 at twice its size
 ELEVATIONS = tuple(range(-20, 71, 5))  # degrees, the middles of the bins
 
@@ -27,9 +28,10 @@ class VolumeDescription:
     size: int = 64  # px of the picture
     depth: int = 64  # bins of occupancy along a ray
     colour: int = 32  # bins of colour along a ray, and colour cells a side
-    channels: tuple[int, ...] = (64, 128, 256)
+    fine: int = 64  # channels at half the picture's side
+    channels: tuple[int, ...] = (96, 160, 192)  # at a quarter of it and below
     blocks: int = 2
-    attention: tuple[bool, ...] = (False, False, True)
+    attention: tuple[bool, ...] = (False, True, True)
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,18 @@ class Attention(nn.Module):
 
 
 class VolumeNet(nn.Module):
-    """A U-Net over the picture whose channels, at the end, are depth."""
+    """A U-Net over the picture whose channels, at the end, are depth.
+
+    Most of it works at a quarter of the picture's side and below, where a step costs little; outlines come from the
+    picture itself: nothing is along a ray that the cutout leaves empty, and colours start from the pixel's own.
+    """
 
     def __init__(self, description: VolumeDescription) -> None:
         super().__init__()
         self.description = description
         widths = description.channels
-        self.first = nn.Conv2d(16, widths[0], 3, padding=1)
+        self.fine = nn.Conv2d(16, description.fine, 3, padding=1)
+        self.first = nn.Conv2d(64, widths[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         inward = widths[0]
         kept = [inward]
@@ -96,13 +103,16 @@ class VolumeNet(nn.Module):
                 kept.append(inward)
         self.middle = nn.Sequential(Block(inward, inward), Attention(inward), Block(inward, inward))
         for level, width in reversed(list(enumerate(widths))):
-            for _ in range(description.blocks + 1):
+            for _ in range(description.blocks):
                 self.up.append(self.stage(inward + kept.pop(), width, description.attention[level]))
                 inward = width
+            kept.pop()
             if level:
                 self.up.append(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(inward, inward, 3, padding=1)))
+        self.open = nn.Conv2d(inward, 4 * description.fine, 1)
+        self.join = Block(description.fine, description.fine)
         out = 4 * description.depth + 3 * description.colour
-        self.last = nn.Sequential(nn.GroupNorm(16, inward), nn.SiLU(), nn.Conv2d(inward, out, 3, padding=1))
+        self.last = nn.Sequential(nn.GroupNorm(16, description.fine), nn.SiLU(), nn.Conv2d(description.fine, out, 1))
         self.tilt = nn.Sequential(nn.Linear(widths[-1], 128), nn.SiLU(), nn.Linear(128, len(ELEVATIONS)))
 
     @staticmethod
@@ -112,7 +122,7 @@ class VolumeNet(nn.Module):
 
     def forward(self, picture: Tensor) -> Volume:  # (B, 4, S, S) in [-1, 1], colours on white
         side = self.description
-        x = self.first(F.pixel_unshuffle(picture, 2))
+        x = self.first(F.pixel_unshuffle(picture, 4))
         kept = [x]
         for layer in self.down:
             x = layer(x)
@@ -120,12 +130,29 @@ class VolumeNet(nn.Module):
         x = self.middle(x)
         tilt = self.tilt(x.mean((2, 3)))
         for layer in self.up:
-            is_step = isinstance(layer, nn.Sequential) and isinstance(layer[0], nn.Upsample)
-            x = layer(x if is_step else torch.cat([x, kept.pop()], 1))
-        x = self.last(x)
-        occupancy, colour = x.split([4 * side.depth, 3 * side.colour], 1)
-        cells = colour.unflatten(1, (3, side.colour))
-        return Volume(F.pixel_shuffle(occupancy, 2), torch.tanh(cells), tilt)
+            if isinstance(layer, nn.Sequential) and isinstance(layer[0], nn.Upsample):
+                kept.pop()
+                x = layer(x)
+            else:
+                x = layer(torch.cat([x, kept.pop()], 1))
+        x = self.join(F.pixel_shuffle(self.open(x), 2) + self.fine(F.pixel_unshuffle(picture, 2)))
+        occupancy, colour = self.last(x).split([4 * side.depth, 3 * side.colour], 1)
+        logits = F.pixel_shuffle(occupancy, 2).float().masked_fill(~covered(picture)[:, None], EMPTY)
+        own = torch.atanh(0.97 * mean_colour(picture, side.colour))
+        cells = torch.tanh(own[:, :, None] + colour.unflatten(1, (3, side.colour)).float())
+        return Volume(logits, cells, tilt)
+
+
+def covered(picture: Tensor) -> Tensor:  # (B, 4, S, S) in [-1, 1] -> bool (B, S, S)
+    """Where the object may be: its pixels and their neighbours."""
+    return F.max_pool2d(picture[:, 3:].float(), 3, 1, 1)[:, 0] > -0.95
+
+
+def mean_colour(picture: Tensor, cells: int) -> Tensor:  # (B, 4, S, S) on white -> (B, 3, cells, cells) in [-1, 1]
+    """The object's own colour in each cell, without the white around it."""
+    share = picture[:, 3:].float() / 2 + 0.5
+    own = F.adaptive_avg_pool2d(picture[:, :3].float() - 1 + share, cells)
+    return (own / F.adaptive_avg_pool2d(share, cells).clamp_min(1e-3)).clamp(-1, 1)
 
 
 # Seen from elsewhere --------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
-"""What a volume should have been: the object's inside, looked up along the rays of one of its pictures.
+"""What a volume should have been, the object's inside along the rays of one of its pictures, and how far one is off.
 
-The torch version is the definition; the numba twin does the same on a CPU many times faster (tests hold them together).
+The torch versions are the definition; their numba twins do the same on a CPU many times faster (tests hold them
+together).
 Letters: B pictures, R resolution of the known occupancy, D depth bins, S side.
 """
 
@@ -65,4 +66,96 @@ def look_up_numba(inside: Any, axes: Any, poses: Any, squares: Any, depth: int, 
                         if known and inside[b, a, o, e]:
                             total += np.float32((1 - abs(p - a)) * (1 - abs(q - o)) * (1 - abs(r - e)))
                 found[b, d, i, j] = total
+    return found
+
+
+# How far off ----------------------------------------------------------------------------------------------------------
+
+
+def compare(logits: Tensor, wanted: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy and one minus the soft overlap, means over pictures: logits and wanted (B, D, S, S), where (B, S, S).
+
+    Pixels outside `where` count for the overlap as empty and for the cross entropy not at all.
+    """
+    if logits.device.type == "cpu":
+        return Compared.apply(logits, wanted, where)  # type: ignore[no-untyped-call, no-any-return]  # torch's own
+    return compare_torch(logits, wanted, where)
+
+
+def compare_torch(logits: Tensor, wanted: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+    weights = where[:, None].float()
+    each = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none") * weights
+    entropy = each.sum((1, 2, 3)) / (weights.sum((1, 2, 3)) * logits.shape[1]).clamp_min(1)
+    share = torch.sigmoid(logits) * weights
+    both, either = (share * wanted).sum((1, 2, 3)), (share + wanted - share * wanted).sum((1, 2, 3))
+    return entropy.mean(), (1 - (both + 1) / (either + 1)).mean()
+
+
+class Compared(torch.autograd.Function):
+    """`compare_torch` in two passes over what is covered."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, wanted: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+        sums = sum_up(logits.detach().numpy(), wanted.numpy(), where.numpy())
+        ctx.save_for_backward(logits, wanted, where, torch.from_numpy(sums))
+        entropy = sums[:, 0] / np.maximum(sums[:, 3] * logits.shape[1], 1)
+        lost = 1 - (sums[:, 1] + 1) / (sums[:, 2] + 1)
+        return torch.tensor(entropy.mean(), dtype=torch.float32), torch.tensor(lost.mean(), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        logits, wanted, where, sums = (saved.detach().numpy() for saved in ctx.saved_tensors)
+        weights = np.array([float(grad) for grad in grads]) / len(logits)
+        return torch.from_numpy(slopes(logits, wanted, where, sums, weights)), None, None
+
+
+@numba.njit(parallel=True, cache=True, fastmath=True)
+def sum_up(logits: Any, wanted: Any, where: Any) -> Any:
+    """Of each picture: cross entropy, soft intersection, soft union, covered pixels."""
+    count, depth, side = logits.shape[0], logits.shape[1], logits.shape[2]
+    parts = np.zeros((count, depth, 3))
+    sums = np.zeros((count, 4))
+    for job in numba.prange(count * depth):
+        b, d = job // depth, job % depth
+        entropy, both, either = 0.0, 0.0, 0.0
+        for i in range(side):
+            for j in range(side):
+                t = wanted[b, d, i, j]
+                if where[b, i, j]:
+                    x = logits[b, d, i, j]
+                    e = np.exp(-abs(x))
+                    s = 1 / (1 + e) if x >= 0 else e / (1 + e)
+                    entropy += max(x, np.float32(0)) - x * t + np.log(1 + e)
+                    both += s * t
+                    either += s + t - s * t
+                else:
+                    either += t
+        parts[b, d, 0], parts[b, d, 1], parts[b, d, 2] = entropy, both, either
+    for b in range(count):
+        for d in range(depth):
+            for k in range(3):
+                sums[b, k] += parts[b, d, k]
+        for i in range(side):
+            for j in range(side):
+                sums[b, 3] += where[b, i, j]
+    return sums
+
+
+@numba.njit(parallel=True, cache=True, fastmath=True)
+def slopes(logits: Any, wanted: Any, where: Any, sums: Any, weights: Any) -> Any:
+    """The gradient of both means, weighted, to the logits."""
+    count, depth, side = logits.shape[0], logits.shape[1], logits.shape[2]
+    found = np.zeros(logits.shape, np.float32)
+    for job in numba.prange(count * depth):
+        b, d = job // depth, job % depth
+        both, either = sums[b, 1] + 1, sums[b, 2] + 1
+        unit = np.float32(weights[0] / max(sums[b, 3] * depth, 1.0))
+        gain, loss = np.float32(weights[1] / either), np.float32(weights[1] * both / either**2)
+        for i in range(side):
+            for j in range(side):
+                if where[b, i, j]:
+                    x, t = logits[b, d, i, j], wanted[b, d, i, j]
+                    e = np.exp(-abs(x))
+                    s = 1 / (1 + e) if x >= 0 else e / (1 + e)
+                    found[b, d, i, j] = unit * (s - t) + s * (1 - s) * (loss * (1 - t) - gain * t)
     return found
