@@ -16,11 +16,11 @@ PACKAGE = Path(zero123cli.__file__).parent
 
 # From the ground up: a module imports only from rows above its own.
 ROWS = (
-    {"errors", "watch", "cameras"},
+    {"errors", "watch", "cameras", "schedules"},
     {"settings", "durable", "machine", "report", "framing", "workers", "diffusion.unpickle", "scenes.surface"},
     {"models", "artifacts", "diffusion.tensorfiles", "diffusion.ldm", "diffusion.volume"},
     {"diffusion.viewmodel"},
-    {"fetching", "cache", "photos", "cutters", "diffusion.checkpoints", "diffusion.sampling"},
+    {"fetching", "cache", "photos", "cutters", "diffusion.checkpoints", "diffusion.sampling", "diffusion.guidance"},
     {"scenes.meshes", "scenes.raycast"},
     {"stages.cutout", "stages.views", "scenes.solids"},
     {"pipeline", "training.viewsets"},
