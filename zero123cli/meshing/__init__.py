@@ -1,0 +1,1 @@
+"""From a field to a file: isosurface, clean-up, texture, formats, and a gate that judges the file."""

@@ -1,0 +1,247 @@
+"""What a surface looks like: unwrapped, and each texel coloured by the field or, where it sees it, by the photo.
+
+Unwrapping is xatlas's. A texel is the field's colour at its place on the surface. What a photo shows clearly is taken
+from the photo at its full resolution: the less, the more the surface turns away, and fading out towards outlines in
+the picture, the object's own and those inside it, so that no seam shows where the photo ends.
+Letters: P points, V vertices, F triangles, T side of the texture, S side of a photo.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .cleanup import Solid, measure_areas
+from .mesh import NO_COLOURS, NO_TEXTURE, NO_UV, Mesh, unit, vertex_normals
+from .shot import Shot, look_at, project, rasterise
+
+Colour = Callable[[np.ndarray], np.ndarray]  # float32 (P, 3) -> (P, 3), sRGB in [0, 1]
+
+BATCH = 1 << 17  # points of one call of the field
+PART = 2500  # faces that are unwrapped together: xatlas takes more than twice the time for twice the faces
+PADDING = 256  # sides of the texture over the texels between charts
+STEEP, PLAIN = 0.2, 0.6  # cosines of the view angle at which a photo counts not at all and fully
+FEATHER = 0.02  # share of the photo's side over which it fades towards outlines
+OPAQUE = 250  # alpha from which a pixel is the object's alone
+CLIFF = 8.0  # pixel widths by which neighbouring depths differ at an inner outline
+BEHIND = 0.02  # how far behind what the photo sees a point may lie and still be it
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A surface cut open and laid flat."""
+
+    source: np.ndarray  # int64 (V,), the surface's vertex that each comes from
+    faces: np.ndarray  # int64 (F, 3)
+    uv: np.ndarray  # float32 (V, 2), v up
+
+
+def paint(
+    solid: Solid,
+    colour: Colour,
+    shots: Sequence[Shot] = (),
+    *,
+    mode: str = "uv",
+    size: int = 1024,  # T
+) -> Mesh:
+    """The surface in colour, by one of MODES."""
+    return MODES[mode](solid, colour, shots, size)
+
+
+def paint_nothing(solid: Solid, colour: Colour, shots: Sequence[Shot], size: int) -> Mesh:
+    normals = vertex_normals(solid.vertices, solid.faces)
+    return assemble(solid, normals, np.arange(len(normals)), solid.faces)
+
+
+def paint_vertices(solid: Solid, colour: Colour, shots: Sequence[Shot], size: int) -> Mesh:
+    """A colour for each vertex, from photos averaged over what lies between vertices."""
+    normals = vertex_normals(solid.vertices, solid.faces)
+    areas = measure_areas(solid.vertices, solid.faces)
+    eyes = [open_eye(shot, solid, float(np.sqrt(2 * areas.mean()))) for shot in shots]
+    values = see(solid.vertices, normals, colour, eyes)
+    return assemble(solid, normals, np.arange(len(normals)), solid.faces, colours=to_bytes(values))
+
+
+def paint_texture(solid: Solid, colour: Colour, shots: Sequence[Shot], size: int) -> Mesh:
+    """A texture of `size` px a side; what lies between charts is filled with the nearest colour."""
+    from scipy.ndimage import distance_transform_edt
+
+    normals = vertex_normals(solid.vertices, solid.faces)
+    chart = unwrap(solid, size)
+    flat = np.stack([chart.uv[:, 0], 1 - chart.uv[:, 1]], -1).astype(np.float64) * size
+    raster = rasterise(flat[chart.faces], size, size)
+    covered = raster.face >= 0
+    corners = chart.source[chart.faces[raster.face[covered]]]
+    weights = raster.weights[covered]
+    texel = np.sqrt(measure_areas(solid.vertices, solid.faces).sum() / max(1, np.count_nonzero(covered)))
+    eyes = [open_eye(shot, solid, float(texel)) for shot in shots]
+    texture = np.full((size, size, 3), 128, np.uint8)
+    texture[covered] = to_bytes(
+        see(mix(weights, solid.vertices[corners]), mix(weights, normals[corners]), colour, eyes)
+    )
+    if covered.any():
+        rows, columns = distance_transform_edt(~covered, return_distances=False, return_indices=True)
+        texture = texture[rows, columns]
+    return assemble(solid, normals, chart.source, chart.faces, uv=chart.uv, texture=texture)
+
+
+def assemble(
+    solid: Solid,
+    normals: np.ndarray,
+    source: np.ndarray,
+    faces: np.ndarray,
+    *,
+    uv: np.ndarray = NO_UV,
+    texture: np.ndarray = NO_TEXTURE,
+    colours: np.ndarray = NO_COLOURS,
+) -> Mesh:
+    vertices = solid.vertices[source].astype(np.float32)
+    return Mesh(vertices, normals[source].astype(np.float32), faces.astype(np.int32), uv, texture, colours)
+
+
+def mix(weights: np.ndarray, values: np.ndarray) -> np.ndarray:  # (P, 3), (P, 3, c) -> (P, c)
+    return np.einsum("pk,pkc->pc", weights, values)
+
+
+def to_bytes(values: np.ndarray) -> np.ndarray:
+    return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
+
+
+# Unwrapping -----------------------------------------------------------------------------------------------------------
+
+
+def unwrap(solid: Solid, size: int) -> Chart:
+    """Charts packed into a square, with a few texels between them at `size` px a side."""
+    library = importlib.import_module("xatlas")
+    vertices = np.ascontiguousarray(solid.vertices, np.float32)
+    atlas = library.Atlas()
+    parts = split(vertices[solid.faces].mean(1), np.arange(len(solid.faces)))
+    used = []
+    for part in parts:
+        own, corners = np.unique(solid.faces[part], return_inverse=True)
+        used.append(own)
+        atlas.add_mesh(vertices[own], corners.reshape(-1, 3).astype(np.uint32))
+    packing = library.PackOptions()
+    packing.resolution = size
+    packing.padding = max(2, size // PADDING)
+    atlas.generate(library.ChartOptions(), packing)
+    faces = np.empty_like(solid.faces)
+    source, uv, passed = [], [], 0
+    for number, part in enumerate(parts):
+        which, corners, flat = atlas.get_mesh(number)
+        faces[part] = corners.astype(np.int64) + passed
+        source.append(used[number][which])
+        uv.append(flat)
+        passed += len(which)
+    return Chart(np.concatenate(source), faces, np.concatenate(uv).astype(np.float32))
+
+
+def split(middles: np.ndarray, faces: np.ndarray) -> list[np.ndarray]:  # (F, 3), int
+    """The faces in parts of PART at most, halved along the longest side."""
+    if len(faces) <= PART:
+        return [faces]
+    own = middles[faces]
+    order = faces[np.argsort(own[:, np.ptp(own, axis=0).argmax()], kind="stable")]
+    half = len(order) // 2
+    return [*split(middles, np.sort(order[:half])), *split(middles, np.sort(order[half:]))]
+
+
+# Colours --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Eye:
+    """A photo, and where it may be trusted."""
+
+    shot: Shot
+    colours: np.ndarray  # float32 (s, s, 3) in [0, 1]
+    factor: int  # pixels a side of the photo that are one of `colours`, where it is finer than needed
+    trust: np.ndarray  # float32 (S, S) in [0, 1]
+    depth: np.ndarray  # float32 (S, S), of the surface
+
+
+def open_eye(shot: Shot, solid: Solid, footprint: float) -> Eye:
+    """The photo made ready for samples that each stand for `footprint` of the surface."""
+    raster = look_at(shot, solid.vertices, solid.faces, shot.side)
+    pixel = 2 * shot.half * shot.viewpoint.distance / shot.side
+    colours = shot.rgba[..., :3].astype(np.float32) / 255
+    weight = (shot.rgba[..., 3:] >= OPAQUE).astype(np.float32)
+    factor = max(1, min(round(footprint / pixel), shot.side))
+    with np.errstate(invalid="ignore"):
+        averaged = average(colours * weight, factor) / average(weight, factor)
+    depth = 1 / np.maximum(raster.nearness, 1e-6)
+    return Eye(shot, np.nan_to_num(averaged), factor, find_trust(shot, depth, raster.face >= 0, pixel), depth)
+
+
+def average(values: np.ndarray, factor: int) -> np.ndarray:  # (S, S, c) -> (s, s, c)
+    """The mean of `factor` x `factor` pixels each; the last ones may be of fewer."""
+    if factor == 1:
+        return values
+    starts = np.arange(0, len(values), factor)
+    counts = np.diff(np.r_[starts, len(values)]).astype(np.float32)
+    sums = np.add.reduceat(np.add.reduceat(values, starts, 0), starts, 1)
+    return sums / counts[:, None, None] / counts[None, :, None]
+
+
+def find_trust(shot: Shot, depth: np.ndarray, hit: np.ndarray, pixel: float) -> np.ndarray:  # float32 (S, S)
+    """1 inside, falling to 0 towards the outlines: of the mask, of the surface, and where depth leaps."""
+    from scipy.ndimage import distance_transform_edt
+
+    good = (shot.rgba[..., 3] >= OPAQUE) & hit
+    for axis in (0, 1):
+        leap = np.abs(np.diff(depth, axis=axis)) > CLIFF * pixel
+        before, after = ((0, 1), (0, 0)), ((1, 0), (0, 0))
+        for side in (before, after):
+            good &= ~np.pad(leap, side if axis == 0 else side[::-1])
+    away = distance_transform_edt(np.pad(good, 1))[1:-1, 1:-1] - 1
+    return smoothstep(away / (FEATHER * shot.side)).astype(np.float32)
+
+
+def smoothstep(share: np.ndarray) -> np.ndarray:
+    share = np.clip(share, 0, 1)
+    return share * share * (3 - 2 * share)
+
+
+def see(
+    points: np.ndarray, normals: np.ndarray, colour: Colour, eyes: Sequence[Eye]
+) -> np.ndarray:  # (P, 3), (P, 3) -> float32 (P, 3)
+    """The colours at points of the surface."""
+    values = np.empty((len(points), 3), np.float32)
+    for start in range(0, len(points), BATCH):
+        part = slice(start, start + BATCH)
+        own = np.asarray(colour(points[part].astype(np.float32)), np.float32)
+        total, blend, most = np.zeros((len(own), 1)), np.zeros((len(own), 3)), np.zeros((len(own), 1))
+        for eye in eyes:
+            weight, seen = glance(eye, points[part], normals[part])
+            total += weight
+            blend += weight * seen
+            most = np.maximum(most, weight)
+        values[part] = own * (1 - most) + most * blend / np.maximum(total, 1e-12)
+    return values
+
+
+def glance(eye: Eye, points: np.ndarray, normals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How well the photo shows each point, float64 (P, 1), and in what colour, float64 (P, 3)."""
+    from scipy.ndimage import map_coordinates
+
+    side = eye.shot.side
+    seen = project(eye.shot, points)
+    place = seen[:, 1::-1].T  # row, column
+    trust = map_coordinates(eye.trust, place - 0.5, order=1, mode="constant")
+    pixel = np.clip(np.floor(place).astype(np.int64), 0, side - 1)
+    visible = seen[:, 2] <= eye.depth[pixel[0], pixel[1]] + BEHIND
+    towards = unit(np.array(eye.shot.viewpoint.position()) - points)
+    facing = smoothstep(((towards * unit(normals)).sum(1) - STEEP) / (PLAIN - STEEP))
+    own = place / eye.factor - 0.5
+    colours = [map_coordinates(eye.colours[..., k], own, order=1, mode="nearest") for k in range(3)]
+    return (trust * visible * facing)[:, None].astype(np.float64), np.stack(colours, -1).astype(np.float64)
+
+
+MODES: dict[str, Callable[[Solid, Colour, Sequence[Shot], int], Mesh]] = {
+    "none": paint_nothing,
+    "vertex": paint_vertices,
+    "uv": paint_texture,
+}
