@@ -77,7 +77,7 @@ def paint_disc(seed: int = 0, *, alpha: bool = False, height: int = 120, width: 
 
 
 def photo_bytes(seed: int = 0, kind: str = "PNG", *, alpha: bool = True) -> bytes:
-    """With alpha no cutter runs, which is quick; without it the classical one cuts the disc out."""
+    """With alpha no cutter runs, which is quick; without it one of our own cuts the disc out."""
     page = BytesIO()
     Image.fromarray(paint_disc(seed, alpha=alpha and kind == "PNG")).save(page, kind)
     return page.getvalue()

@@ -1,4 +1,4 @@
-"""The cutters: the graph cut against known masks and a brute-force cut, rembg's sessions where weights are at hand."""
+"""The cutters: our own network and the graph cut against known masks, rembg's sessions where weights are at hand."""
 
 from __future__ import annotations
 
@@ -114,9 +114,64 @@ def test_guided_filter_draws_a_coarse_edge_to_the_pictures_edge() -> None:
     assert (fine[:, 84:] > 0.5).all()
 
 
+EMBEDDED = cutters.embedded_weights()
+needs_embedded = pytest.mark.skipif(not EMBEDDED.is_file(), reason="assets/pocket-cutter.onnx is not here")
+
+
+@pytest.fixture(scope="module")
+def own() -> cutters.Cutter:
+    return cutters.embedded_cutter(EMBEDDED, "digest")
+
+
+@needs_embedded
+@pytest.mark.parametrize("name", SCENES)
+def test_own_network_finds_objects_on_plain_grounds(own: cutters.Cutter, name: str) -> None:
+    ground, colour = SCENES[name]
+    rows, columns = np.mgrid[:240, :320]
+    truth = np.hypot(columns - 160, rows - 120) < 75
+    picture = np.where(truth[..., None], textured((240, 320), colour, 1), textured((240, 320), ground, 3))
+    mask = own.find_mask(picture.astype(np.uint8))
+    assert mask.shape == (240, 320)
+    assert mask.dtype == np.float32
+    assert mask.min() >= 0
+    assert mask.max() <= 1
+    assert iou(mask > 0.5, truth) > 0.9
+
+
+@needs_embedded
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_own_network_sees_no_object_in_an_empty_picture(own: cutters.Cutter, value: int) -> None:
+    assert not own.find_mask(np.full((100, 150, 3), value, np.uint8)).any()
+
+
+@needs_embedded
+@pytest.mark.parametrize("shape", [(32, 640), (640, 32), (33, 33), (1, 1)])
+def test_own_network_takes_odd_shapes(own: cutters.Cutter, shape: tuple[int, int]) -> None:
+    mask = own.find_mask(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8))
+    assert mask.shape == shape
+    assert np.isfinite(mask).all()
+
+
+@needs_embedded
+def test_own_network_is_small_and_says_what_it_is() -> None:
+    import onnxruntime
+
+    assert EMBEDDED.stat().st_size <= 2_000_000
+    said = onnxruntime.InferenceSession(EMBEDDED).get_modelmeta().custom_metadata_map
+    assert {"description", "licence", "recipe", "data"} <= set(said)
+
+
+def test_broken_own_weights_are_named(tmp_path: Path) -> None:
+    broken = tmp_path / "pocket-cutter.onnx"
+    broken.write_bytes(b"not a network")
+    with pytest.raises(WeightsError, match="cannot load") as error:
+        cutters.embedded_cutter(broken, "").find_mask(np.zeros((64, 64, 3), np.uint8))
+    assert str(broken) in str(error.value)
+
+
 def test_every_cutter_in_the_settings_is_known_and_the_other_way_round() -> None:
     offered = set(typing.get_args(settings.Cutter))
-    assert offered == {"auto", "classical", *models.CUTTERS}
+    assert offered == {"auto", "classical", cutters.EMBEDDED, *models.CUTTERS}
     assert set(models.PREFERRED_CUTTERS) <= set(models.CUTTERS)
     assert not any(models.CUTTERS[name].must_accept for name in models.PREFERRED_CUTTERS)
 

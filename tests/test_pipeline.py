@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_cutout import composite, disc, listen, photo_of
-from test_cutters import WEIGHTS, needs_weights
+from test_cutters import WEIGHTS, needs_embedded, needs_weights
 
-from zero123cli import artifacts, pipeline
+from zero123cli import artifacts, machine, pipeline
 from zero123cli.cache import Cache, open_cache
 from zero123cli.errors import RefusedError, UnavailableError, WeightsError
 from zero123cli.settings import CutoutSettings
@@ -51,7 +51,37 @@ def test_name_of_the_photo_does_not_matter(cache: Cache, bare: Path) -> None:
     assert pipeline.cutout(artifacts.Photo("other.png", PHOTO.data), settings, tool, cache, silent).hit
 
 
-def test_without_weights_colour_does_it_and_says_so(cache: Cache, bare: Path) -> None:
+@needs_embedded
+def test_without_weights_our_own_network_does_it_and_says_so(cache: Cache, bare: Path) -> None:
+    codes, watch = listen()
+    tool = pipeline.pick_cutter(CutoutSettings(), cache)
+    kept = pipeline.cutout(PHOTO, CutoutSettings(size=96), tool, cache, watch)
+    assert kept.artifact.cutter == "pocket-cutter"
+    assert codes == ["no-cutter-weights"]
+    assert "zero123 models pull u2net" in kept.cautions[0].remedy
+
+
+@needs_embedded
+def test_asked_for_our_own_network_is_not_warned_of(cache: Cache, bare: Path) -> None:
+    settings = CutoutSettings(cutter="pocket-cutter", size=96)
+    codes, watch = listen()
+    kept = pipeline.cutout(PHOTO, settings, pipeline.pick_cutter(settings, cache), cache, watch)
+    assert kept.artifact.cutter == "pocket-cutter"
+    assert codes == []
+
+
+@pytest.fixture
+def stripped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installation without the weights that come with it."""
+    monkeypatch.setattr(machine, "shipped", lambda name: tmp_path / "nowhere" / name)
+
+
+def test_our_own_network_is_missed_by_name(cache: Cache, bare: Path, stripped: None) -> None:
+    with pytest.raises(WeightsError, match="pocket-cutter did not come"):
+        pipeline.pick_cutter(CutoutSettings(cutter="pocket-cutter"), cache)
+
+
+def test_without_any_weights_colour_does_it_and_says_so(cache: Cache, bare: Path, stripped: None) -> None:
     codes, watch = listen()
     tool = pipeline.pick_cutter(CutoutSettings(), cache)
     kept = pipeline.cutout(PHOTO, CutoutSettings(size=96), tool, cache, watch)

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import small
 import torch
+from safetensors.torch import load_file, save_file
 
 from zero123cli import artifacts
 from zero123cli.artifacts import Ask, Cutout, PhotoCamera
 from zero123cli.cameras import Viewpoint
 from zero123cli.diffusion import checkpoints
 from zero123cli.diffusion.viewmodel import Description, ViewModel
-from zero123cli.diffusion.volume import VolumeDescription
+from zero123cli.diffusion.volume import VolumeDescription, VolumeNet
+from zero123cli.errors import WeightsError
 from zero123cli.stages import views as stage
 from zero123cli.watch import silent
 
@@ -90,3 +92,49 @@ def test_the_stage_keeps_the_volume_and_samples_from_it(model: ViewModel) -> Non
     first, second = (stage.sample_views(kept, [ask], model, silent)[0] for kept in (views, back))
     assert first.pixels.shape == (16, 16, 4)
     assert (first.pixels == second.pixels).all()
+
+
+# The volume alone -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Path:
+    torch.manual_seed(1)
+    net = VolumeNet(NET)
+    torch.nn.init.normal_(net.last[-1].weight, std=0.5)
+    path = tmp_path / "volume.safetensors"
+    head = artifacts.with_head({"kind": "volume", "description": asdict(NET), "licence": "CC0"})
+    save_file({name: tensor.half() for name, tensor in net.state_dict().items()}, path, head)
+    return path
+
+
+def test_a_volume_alone_is_a_view_model_whose_pictures_are_its_renderings(alone: Path) -> None:
+    model = checkpoints.load(alone, small.CPU)
+    seen = model.condition(photo(), Viewpoint(0, 10))
+    poses = [Viewpoint(50, 10), Viewpoint(170, 0)]
+    shown = model.concat_at(seen, poses)
+    noise, times = torch.randn(2, 4, 16, 16), torch.tensor([300, 800])
+    noisy = model.add_noise(shown, noise, times)
+    torch.testing.assert_close(model.predict(seen, noisy, times, poses, 3.0), noise, atol=1e-4, rtol=1e-4)
+    rgba = np.random.default_rng(0).integers(0, 256, (64, 64, 4), dtype=np.uint8)
+    views = stage.condition(Cutout(rgba, 0, 0, 64, 64, 64, 0.8, "alpha"), PhotoCamera(None), model)
+    view = stage.sample_views(views, [Ask(90, 0, 0, 0, 0, "ddim", 3, 2.0, 0.0)], model, silent)[0]
+    turned = Viewpoint(90, views.photo_elevation_deg, views.distance)
+    true = model.concat_at(
+        model.condition(stage.to_picture(Cutout(rgba, 0, 0, 64, 64, 64, 0.8, "alpha"), model.description),
+                        Viewpoint(0, views.photo_elevation_deg, views.distance)), [turned]
+    )  # fmt: skip
+    assert np.abs(view.pixels.astype(int) - stage.to_pixels(true[0]).astype(int)).max() <= 1
+
+
+def test_a_volume_alone_is_told_by_its_header_and_refused_when_damaged(alone: Path) -> None:
+    facts = checkpoints.inspect(alone)
+    assert facts["kind"] == "volume" and facts["licence"] == "CC0"
+    assert facts["parameters"] == {"volume": sum(p.numel() for p in VolumeNet(NET).parameters())}
+    tensors = load_file(alone)
+    first = next(iter(tensors))
+    for broken in ({k: v for k, v in tensors.items() if k != first}, tensors | {first: torch.zeros(3)}):
+        head = artifacts.with_head({"kind": "volume", "description": asdict(NET)})
+        save_file(broken, alone, head)
+        with pytest.raises(WeightsError, match="no volume net of ours"):
+            checkpoints.load(alone, small.CPU)

@@ -131,7 +131,10 @@ def look_at_cutters(root: Path) -> Iterator[Finding]:
             yield Finding(f"cutter {name}", "ok", str(path))
     if not any(name in PREFERRED_CUTTERS for name, _ in installed):
         yield Finding(
-            "cutter", "could", "no weights: objects are cut out by colour alone", fetch_command(PREFERRED_CUTTERS[0])
+            "cutter",
+            "could",
+            "no weights: objects are cut out by a small network, or by colour alone",
+            fetch_command(PREFERRED_CUTTERS[0]),
         )
 
 

@@ -1,6 +1,7 @@
-"""Tells an object from its background: networks through rembg's sessions, or a graph cut that needs no weights.
+"""Tells an object from its background: networks through rembg's sessions, our own small one, or a graph cut.
 
-Each cutter is a function from a picture to a mask. The graph cut follows GrabCut (Rother, Kolmogorov and Blake, 2004):
+Each cutter is a function from a picture to a mask. Our own network ships with the program and is run by onnxruntime.
+The graph cut needs no weights; it follows GrabCut (Rother, Kolmogorov and Blake, 2004):
 two colour mixtures and a contrast-sensitive grid, with the picture's border as the known background. Its hard mask is
 softened by a guided filter (He, Sun and Tang, 2010).
 Letters: H height, W width, N pixels or samples, K components of a mixture.
@@ -26,6 +27,7 @@ from .errors import UnavailableError, WeightsError
 from .watch import Caution
 
 CUT_SIDE = 160  # px of the longer side in the graph cut: 25,600 nodes, 20 ms a cut
+CPU = ["CPUExecutionProvider"]
 UNSURE = 0.5  # a network whose surest pixel is below this has seen no object
 
 
@@ -82,17 +84,24 @@ def open_session(name: str, weights: Path) -> Any:
     """The rembg session `name`, on the CPU, from these weights and no others."""
     try:
         known = import_sessions()
-        import onnxruntime
+        import onnxruntime  # noqa: F401  # whether it loads is the question
     except ImportError as error:
         raise UnavailableError(f"rembg does not load ({error})", remedy='run: pip install "rembg[cpu]"') from error
     # A session fetches weights that it does not find. This one is told which file we have checked.
     local = type(name, (known[name],), {"download_models": classmethod(lambda *_, **__: str(weights))})
+    return load(weights, lambda options: local(name, options, providers=CPU))
+
+
+def load(weights: Path, make: Callable[[Any], Any]) -> Any:
+    """What `make` makes of these weights with onnxruntime's options."""
+    import onnxruntime
+
     onnxruntime.set_default_logger_severity(3)  # as rembg does: a note for each odd node is no use to anyone
     options = onnxruntime.SessionOptions()
     if threads := machine.asked_threads():
         options.intra_op_num_threads = options.inter_op_num_threads = threads
     try:
-        return local(name, options, providers=["CPUExecutionProvider"])
+        return make(options)
     except Exception as error:  # onnxruntime's exceptions have no common root
         raise WeightsError(
             f"onnxruntime cannot load it ({type(error).__name__})",
@@ -118,6 +127,36 @@ def import_sessions() -> dict[str, type]:
         return dict(importlib.import_module("rembg.sessions").sessions)
     finally:
         del sys.modules["rembg"]  # whoever imports rembg later gets the whole of it
+
+
+# The cutter that is always there --------------------------------------------------------------------------------------
+
+EMBEDDED = "pocket-cutter"
+
+
+def embedded_weights() -> Path:
+    return machine.shipped("assets") / f"{EMBEDDED}.onnx"
+
+
+def embedded_cutter(weights: Path, digest: str) -> Cutter:
+    """Our own network. It reads a small square; its mask's edge is drawn to the edges of the whole picture."""
+
+    @functools.cache
+    def session() -> Any:
+        import onnxruntime
+
+        return load(weights, lambda options: onnxruntime.InferenceSession(weights, options, providers=CPU))
+
+    def find_mask(rgb: np.ndarray) -> np.ndarray:  # uint8 (H, W, 3)
+        network = session()
+        side = network.get_inputs()[0].shape[-1]
+        small = np.asarray(Image.fromarray(rgb).resize((side, side), Image.Resampling.BILINEAR), np.float32) / 255
+        mask = network.run(None, {"picture": small.transpose(2, 0, 1)[None]})[0][0, 0]
+        if mask.max() < UNSURE:
+            return np.zeros(rgb.shape[:2], np.float32)
+        return guided_filter(np.asarray(rgb, np.float32) / 255, mask, radius=2)
+
+    return Cutter(EMBEDDED, digest, find_mask)
 
 
 # The cutter that needs no weights -------------------------------------------------------------------------------------

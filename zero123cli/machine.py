@@ -27,6 +27,23 @@ class Backend:
     name: str  # what people call the device
 
 
+@dataclass(frozen=True)
+class Peers:
+    """Processes that were launched together to train one model, and which of them this is."""
+
+    rank: int = 0
+    count: int = 1
+    local: int = 0  # rank among those on this machine
+
+
+def peers(environ: Mapping[str, str] = os.environ) -> Peers:
+    """What `accelerate launch` or torchrun says of this process."""
+    rank, count, local = (environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if not (rank.isdigit() and count.isdigit() and int(count) > 1):
+        return Peers()
+    return Peers(int(rank), int(count), int(local) if local.isdigit() else 0)
+
+
 def shipped(name: Literal["presets", "assets"]) -> Path:
     """A folder that comes with the program: inside an installed package, beside it in a checkout."""
     inside = PACKAGE / name

@@ -25,7 +25,7 @@ def cutout(
         ),
     ] = None,
     cutter: Annotated[
-        str | None, typer.Option(help="auto, classical, u2net, birefnet-general ...: see `zero123 presets show`.")
+        str | None, typer.Option(help="auto, pocket-cutter, classical, u2net ...: see `zero123 presets show`.")
     ] = None,
     mask: Annotated[str | None, typer.Option(help="Where the mask comes from: auto, alpha, remove, keep.")] = None,
     keep: Annotated[str | None, typer.Option(help="Of several objects: largest or all.")] = None,

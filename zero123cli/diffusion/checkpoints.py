@@ -7,23 +7,23 @@ when its turn comes, checked, cast and handed over: no more than the inference w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import durable
 from ..cameras import PoseKind
 from ..errors import UsageError, WeightsError
 from ..machine import Backend
 from ..watch import Caution, Progress, Watch, silent
-from . import ldm
+from . import ldm, lonevolume
 from .tensorfiles import TensorFile, TensorInfo, open_tensors
-from .viewmodel import Description, ViewModel, fold_cross_attention
+from .viewmodel import POSE_NUMBERS, Description, ViewModel, fold_cross_attention
 
 HEADER = "zero123"  # the key of a compact file's description
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -71,7 +71,8 @@ class Weights:
         """The files that may hold a tensor; a folder has one for each network."""
         if self.kind != "diffusers":
             return self.files
-        return (self.files[COMPONENTS.index(name.partition(".")[0])],)
+        number = COMPONENTS.index(name.partition(".")[0])
+        return self.files[number : number + 1]  # none of a projection that is still to be learnt
 
 
 def load(
@@ -85,7 +86,10 @@ def load(
 ) -> ViewModel:
     """The view model that lies at `path`, ready to be used. A lean one holds one network at a time on the device."""
     with ExitStack() as stack:
-        weights = settle(open_weights(path, stack, ema=ema), pose_kind)
+        file = None if path.is_dir() else stack.enter_context(open_tensors(path))
+        if file is not None and lonevolume.is_one(file):
+            return lonevolume.load(file, backend)
+        weights = settle(open_weights(path, stack, ema=ema, file=file), pose_kind)
         if ema and not weights.has_ema and weights.kind == "ldm":
             watch(Caution("no-ema", "the file holds no averaged weights: the raw ones are used", about_run=True))
         model = fill(weights, backend, watch, lean=lean)
@@ -94,15 +98,20 @@ def load(
     return model.eval().requires_grad_(False)
 
 
-def open_weights(path: Path, stack: ExitStack, *, ema: bool) -> Weights:
-    """Tells what lies at `path` and opens it; its files are closed with `stack`."""
+def open_weights(
+    path: Path, stack: ExitStack, *, ema: bool, poseless: bool = False, file: TensorFile | None = None
+) -> Weights:
+    """Tells what lies at `path` and opens it, unless `file` is it; its files are closed with `stack`.
+
+    `poseless` lets pass what knows no pose yet: an image-variations Stable Diffusion, which Zero-1-to-3 began as.
+    """
     if path.is_dir():
-        return open_folder(path, stack, ema=ema)
-    file = stack.enter_context(open_tensors(path))
+        return open_folder(path, stack, ema=ema, poseless=poseless)
+    file = file or stack.enter_context(open_tensors(path))
     if HEADER in file.metadata:
         return Weights(path, "compact", read_header(file, path), (file,), ema=False, has_ema=False)
     shapes = {name: info.shape for name, info in file.infos.items()}
-    if ldm.MARK not in shapes:
+    if ldm.MARK not in shapes and not (poseless and ldm.UNET + "input_blocks.0.0.weight" in shapes):
         raise WeightsError(f"{looks_like(shapes)}: it lacks the tensor {ldm.MARK}", where=str(path), remedy=REMEDY)
     has_ema = any(name.startswith(ldm.EMA + "diffusion_model") for name in shapes)
     try:
@@ -152,6 +161,57 @@ def settle(weights: Weights, pose_kind: PoseKind | None) -> Weights:
             f"the file says that its pose kind is {stated}", where=str(weights.path), remedy="leave out --pose-kind"
         )
     return replace(weights, description=replace(weights.description, pose_kind=pose_kind or stated))
+
+
+# To be trained --------------------------------------------------------------------------------------------------------
+
+
+def describe_to_train(path: Path, size: int) -> Description:
+    """What `load_to_train` makes of what lies at `path`."""
+    with ExitStack() as stack:
+        return widened(open_weights(path, stack, ema=True, poseless=True), size).description
+
+
+def load_to_train(path: Path, backend: Backend, size: int, *, watch: Watch = silent) -> ViewModel:
+    """A view model as it is, or an image-variations model given what a pose needs, so that it first answers as it did.
+
+    The first convolution gets channels for the photo's latent that count for nothing, and the context a projection that
+    passes the photo's embedding on; what it takes of the pose is left to chance. Pictures are of `size` px, which
+    published weights do not say.
+    """
+    with ExitStack() as stack:
+        weights = widened(open_weights(path, stack, ema=True, poseless=True), size)
+        return fill(weights, backend, watch, lean=False, read=read_or_begin)
+
+
+def widened(weights: Weights, size: int) -> Weights:
+    told = weights.description
+    unet = told.unet | {"in_channels": 2 * told.unet["out_channels"]}
+    kind = "original" if told.pose_kind == "unknown" else told.pose_kind
+    return replace(weights, description=replace(told, unet=unet, pose_kind=kind, size=size))
+
+
+def read_or_begin(weights: Weights, name: str, slot: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor of the file, or what stands for it where the file knows no pose."""
+    part, _, rest = name.partition(".")
+    if part == "projection" and not holds(weights, name):
+        fresh = torch.zeros(slot.shape)
+        if rest == "weight":
+            width = slot.shape[1] - POSE_NUMBERS
+            nn.init.eye_(fresh[:, :width])
+            nn.init.uniform_(fresh[:, width:], -(slot.shape[1] ** -0.5), slot.shape[1] ** -0.5)  # as torch's Linear
+        return fresh.to(dtype)
+    if name == "unet.conv_in.weight":
+        found = weights.find(name)
+        outward, inward, *kernel = found.file.infos[found.place.name].shape
+        if 2 * inward == slot.shape[1]:
+            known = read_tensor(weights, name, torch.empty(outward, inward, *kernel, device="meta"), dtype)
+            return torch.cat([known, torch.zeros_like(known)], 1)
+    return read_tensor(weights, name, slot, dtype)
+
+
+def holds(weights: Weights, name: str) -> bool:
+    return any(place.name in file.infos for place in weights.places(name) for file in weights.files_of(name))
 
 
 # Compact files --------------------------------------------------------------------------------------------------------
@@ -232,7 +292,10 @@ def to_bytes(tensor: Tensor) -> bytes:
 def inspect(path: Path) -> dict[str, Any]:
     """What lies at `path`, without loading it."""
     with ExitStack() as stack:
-        weights = open_weights(path, stack, ema=True)
+        file = None if path.is_dir() else stack.enter_context(open_tensors(path))
+        if file is not None and lonevolume.is_one(file):
+            return lonevolume.inspect(file)
+        weights = open_weights(path, stack, ema=True, file=file)
         told = weights.description
         slots = networks_of(weights).state_dict()
         parameters: dict[str, int] = {}
@@ -271,11 +334,13 @@ FOLDERS = {
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 
-def open_folder(path: Path, stack: ExitStack, *, ema: bool) -> Weights:
+def open_folder(path: Path, stack: ExitStack, *, ema: bool, poseless: bool) -> Weights:
     """A diffusers pipeline of either class: Zero123Pipeline or Zero1to3StableDiffusionPipeline."""
     files, has_ema = [], False
     for component in COMPONENTS:
         folder = next((path / name for name in FOLDERS[component] if (path / name).is_dir()), None)
+        if folder is None and component == "projection" and poseless:
+            continue
         if folder is None:
             raise WeightsError(
                 f"not a Zero123 pipeline: it lacks the folder {' or '.join(FOLDERS[component])}",
@@ -365,6 +430,7 @@ def networks_of(weights: Weights) -> ViewModel:
     except Exception as error:  # the libraries have many ways to say that arguments make no network
         raise WeightsError("its networks cannot be built", where=where, remedy="fetch or convert it again") from error
     codec = told.vae["latent_channels"] if told.vae is not None else told.picture_channels
+    codec *= told.patch**2
     taken, given = (told.unet["in_channels"], told.unet["out_channels"]), (2 * codec, codec)
     if taken != given:
         what = f"its UNet turns {taken[0]} channels into {taken[1]}, a Zero123 model {given[0]} into {given[1]}"
@@ -388,9 +454,9 @@ def refuse_odd(told: Description) -> None:
         and isinstance(told.licence, str)
         and told.tokens in ("pooled", "patches")
         and told.predicts in ("noise", "velocity")
-        and all(type(number) is int and number > 0 for number in (*numbers, told.size))
+        and all(type(number) is int and number > 0 for number in (*numbers, told.size, told.patch))
         and told.size <= MAX_SIDE
-        and told.size % 2**halvings == 0
+        and told.size % (2**halvings * told.patch) == 0
         and type(told.latent_scale) in (int, float)
         and told.latent_scale > 0
         and (told.volume is None or (told.vae is None and told.volume.get("size") == told.size))
@@ -398,7 +464,10 @@ def refuse_odd(told: Description) -> None:
         raise ValueError(told)
 
 
-def fill(weights: Weights, backend: Backend, watch: Watch, *, lean: bool) -> ViewModel:
+Read = Callable[[Weights, str, Tensor, torch.dtype], Tensor]
+
+
+def fill(weights: Weights, backend: Backend, watch: Watch, *, lean: bool, read: Read | None = None) -> ViewModel:
     """The networks with their weights, one tensor after the other, on the backend's device."""
     model = networks_of(weights)
     slots = model.state_dict()
@@ -406,7 +475,7 @@ def fill(weights: Weights, backend: Backend, watch: Watch, *, lean: bool) -> Vie
     loaded = {}
     for done, (name, slot) in enumerate(slots.items()):
         there = torch.device("cpu") if lean and not name.startswith("projection.") else device
-        tensor = read_tensor(weights, name, slot, DTYPES[backend.dtype]).to(there)
+        tensor = (read or read_tensor)(weights, name, slot, DTYPES[backend.dtype]).to(there)
         if tensor.ndim == 4:
             tensor = tensor.contiguous(memory_format=torch.channels_last)
         loaded[name] = tensor

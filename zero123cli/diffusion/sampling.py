@@ -36,6 +36,9 @@ def sample(
     eta: float,
 ) -> Iterator[Tensor]:  # (B, C, h, w) after each step
     """Views of the photo's object at `poses`."""
+    if model.certain:
+        yield model.concat_at(condition, poses)
+        return
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     shape = tuple(condition.concat.shape)
 

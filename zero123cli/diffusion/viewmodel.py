@@ -7,7 +7,7 @@ Letters: B latents, K context tokens, D their width, C channels, h and w of a la
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from ..cameras import PoseKind, Viewpoint, relative_pose
 from .volume import USUAL_HALF, Framing, Volume, VolumeDescription, VolumeNet, render
 
 STEPS = 1000
+POSE_NUMBERS = 4
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -40,6 +41,7 @@ class Description:
     latent_scale: float = 0.18215  # a latent's units / the codec's
     licence: str = ""
     volume: dict[str, Any] | None = None  # arguments of VolumeDescription; None: the photo's latent is concatenated
+    patch: int = 1  # the UNet takes a square of so many latents a side for one place with as many more channels
 
     @property
     def latent_side(self) -> int:
@@ -69,6 +71,8 @@ class Condition:
 class ViewModel(nn.Module):
     """The networks of one view-conditioned diffusion model and how they are used together."""
 
+    certain = False  # whether the answer is one picture, whatever the noise: then there is nothing to sample
+
     def __init__(self, description: Description) -> None:
         super().__init__()
         self.description = description
@@ -77,7 +81,7 @@ class ViewModel(nn.Module):
         self.vae = AutoencoderKL(**description.vae) if description.vae else None
         self.volume = VolumeNet(VolumeDescription(**description.volume)) if description.volume else None
         width = description.clip["projection_dim"]
-        self.projection = nn.Linear(width + 4, description.unet["cross_attention_dim"])
+        self.projection = nn.Linear(width + POSE_NUMBERS, description.unet["cross_attention_dim"])
         self.alphas = alphas_cumprod()  # not a buffer: it stays in float64 on the CPU
         self.lean = False  # keep on the device only the network that is at work
 
@@ -113,12 +117,13 @@ class ViewModel(nn.Module):
         self.at_work("clip")
         embedding = self.embed(picture)[0]
         self.at_work("vae", "volume")
-        if self.vae is None:
-            concat = picture[0].to(self.dtype)
-        else:
-            concat = self.vae.encode(picture.to(self.dtype)).latent_dist.mode()[0]  # the mode, and not scaled
         volume = self.volume(picture.to(self.dtype)) if self.volume else None
-        return Condition(embedding, concat, viewpoint, volume)
+        return Condition(embedding, self.plain_latents(picture)[0], viewpoint, volume)
+
+    def plain_latents(self, pictures: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, h, w)
+        """Photos as they are joined to noisy latents: the codec's mode, and not scaled."""
+        pictures = pictures.to(self.dtype)
+        return pictures if self.vae is None else self.vae.encode(pictures).latent_dist.mode()
 
     def embed(self, picture: Tensor) -> Tensor:  # (B, C, H, W) in [-1, 1] -> (B, K, D)
         """The photo's context tokens, not normalised."""
@@ -136,9 +141,8 @@ class ViewModel(nn.Module):
         latents = posterior.mode() if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean)
         return latents * self.description.latent_scale
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:  # (B, C, h, w) -> float32 (B, C, H, W) in about [-1, 1]
-        """Pictures of latents."""
+        """Pictures of latents, the gradient kept."""
         latents = latents.to(self.device, self.dtype)
         if self.vae is None:
             return latents.float()
@@ -186,14 +190,13 @@ class ViewModel(nn.Module):
         if condition.volume is None:
             return condition.concat[None].expand(len(poses), -1, -1, -1)
         volume = Volume(*(part.expand(len(poses), *part.shape[1:]) for part in vars(condition.volume).values()))
-        photo, target = look_from([condition.viewpoint] * len(poses)), look_from(poses)
-        here = self.device
-        seen = render(
-            volume,
-            Framing(photo.poses.to(here), photo.squares.to(here)),
-            Framing(target.poses.to(here), target.squares.to(here)),
-            self.description.latent_side,
-        )
+        return self.see(volume, look_from([condition.viewpoint] * len(poses)), look_from(poses))
+
+    def see(self, volume: Volume, photo: Framing, target: Framing) -> Tensor:  # (B, C, h, w)
+        """Photos' volumes as the target's cameras see them, as latents."""
+        photo, target = (Framing(way.poses.to(self.device), way.squares.to(self.device)) for way in (photo, target))
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):  # bfloat16 cannot tell pixels apart
+            seen = pick_render(self.device)(volume, photo, target, self.description.latent_side)
         return torch.cat([seen[:, :3], seen[:, 3:] * 2 - 1], 1).to(self.dtype)
 
     def context(self, condition: Condition, poses: Sequence[Viewpoint]) -> Tensor:  # (B, K, D')
@@ -201,20 +204,40 @@ class ViewModel(nn.Module):
         kind = self.description.pose_kind
         assert kind != "unknown"
         numbers = [relative_pose(kind, condition.viewpoint, pose) for pose in poses]
-        pose = torch.tensor(numbers, dtype=torch.float64).to(self.device, self.dtype)[:, None]
-        tokens = condition.embedding[None].expand(len(poses), -1, -1)
-        return self.projection(torch.cat([tokens, pose.expand(-1, tokens.shape[1], -1)], -1))
+        pose = torch.tensor(numbers, dtype=torch.float64)
+        return self.join(condition.embedding[None].expand(len(poses), -1, -1), pose)
+
+    def join(self, tokens: Tensor, numbers: Tensor) -> Tensor:  # (B, K, D), (B, 4) -> (B, K, D')
+        """Context of tokens and relative poses."""
+        pose = numbers.to(self.device, self.dtype)[:, None].expand(-1, tokens.shape[1], -1)
+        return self.projection(torch.cat([tokens, pose], -1))
+
+    def answer(self, latents: Tensor, timesteps: Tensor, context: Tensor, concat: Tensor) -> Tensor:
+        """What one pass of the network predicts, float32."""
+        self.at_work("unet")
+        stacked = torch.cat([latents.to(self.device, self.dtype), concat], 1)
+        if self.description.patch > 1:
+            stacked = F.pixel_unshuffle(stacked, self.description.patch)
+        stacked = stacked.contiguous(memory_format=torch.channels_last)
+        answer = self.unet(stacked, timesteps.to(self.device), context, return_dict=False)[0].float()
+        return F.pixel_shuffle(answer, self.description.patch) if self.description.patch > 1 else answer
 
     def denoise(self, latents: Tensor, timesteps: Tensor, context: Tensor, concat: Tensor) -> Tensor:
         """One pass of the network, its answer turned into noise."""
-        self.at_work("unet")
-        stacked = torch.cat([latents.to(self.device, self.dtype), concat], 1)
-        stacked = stacked.contiguous(memory_format=torch.channels_last)
-        answer = self.unet(stacked, timesteps.to(self.device), context, return_dict=False)[0].float()
+        answer = self.answer(latents, timesteps, context, concat)
         if self.description.predicts == "noise":
             return answer
         alpha = self.alpha(timesteps)
         return alpha.sqrt() * answer + (1 - alpha).sqrt() * latents.to(answer)
+
+
+def pick_render(device: torch.device) -> Callable[[Volume, Framing, Framing, int], Tensor]:
+    """The renderer that is fastest there."""
+    if device.type != "cpu":
+        return render
+    from .rays import render_numba  # numba takes its time to load
+
+    return render_numba
 
 
 def look_from(viewpoints: Sequence[Viewpoint]) -> Framing:

@@ -138,6 +138,9 @@ class VolumeNet(nn.Module):
         x = self.join(F.pixel_shuffle(self.open(x), 2) + self.fine(F.pixel_unshuffle(picture, 2)))
         occupancy, colour = self.last(x).split([4 * side.depth, 3 * side.colour], 1)
         logits = F.pixel_shuffle(occupancy, 2).float().masked_fill(~covered(picture)[:, None], EMPTY)
+        # Each ray through the object meets it somewhere: the likeliest cell is inside, however thin the part.
+        short = (-logits.amax(1, keepdim=True)).clamp_min(0)
+        logits = logits + short * (picture[:, 3:].float() > 0)
         own = torch.atanh(0.97 * mean_colour(picture, side.colour))
         cells = torch.tanh(own[:, :, None] + colour.unflatten(1, (3, side.colour)).float())
         return Volume(logits, cells, tilt)
@@ -153,6 +156,14 @@ def mean_colour(picture: Tensor, cells: int) -> Tensor:  # (B, 4, S, S) on white
     share = picture[:, 3:].float() / 2 + 0.5
     own = F.adaptive_avg_pool2d(picture[:, :3].float() - 1 + share, cells)
     return (own / F.adaptive_avg_pool2d(share, cells).clamp_min(1e-3)).clamp(-1, 1)
+
+
+def guess_elevation(volume: Volume) -> tuple[float, float]:
+    """The photo's elevation and how far off it may well be (a standard deviation), degrees."""
+    share = volume.elevation[0].detach().float().softmax(-1).cpu()
+    bins = torch.tensor(ELEVATIONS, dtype=torch.float32)
+    middle = float(share @ bins)
+    return middle, float((share @ (bins - middle) ** 2).sqrt())
 
 
 # Seen from elsewhere --------------------------------------------------------------------------------------------------
@@ -195,6 +206,17 @@ class Framing:
 
 def pick(cells: Tensor, places: Tensor) -> Tensor:  # (B, C, D, H, W), (B, ..., 3) in [-1, 1]
     return F.grid_sample(cells.float(), places, padding_mode="border", align_corners=False)
+
+
+def volume_grid(volume: Volume, photo: Framing, bound: float, cells: int) -> Tensor:  # (4, G, G, G)
+    """Colours and opacities in [0, 1] over x, y, z of the world's box [-bound, bound]^3, of a single volume."""
+    along = ((torch.arange(cells, device=photo.poses.device) + 0.5) / cells * 2 - 1) * bound
+    world = torch.stack(torch.meshgrid(along, along, along, indexing="ij"), -1)[None]
+    places = photo.to_volume(world)
+    places = torch.cat([places[..., :2], places[..., 2:] / REACH], -1)
+    inside = (places.abs() <= 1).all(-1)
+    filled = torch.sigmoid(pick(volume.occupancy[:, None], places)[:, 0]) * inside
+    return torch.cat([pick(volume.colour, places)[0] / 2 + 0.5, filled])
 
 
 def render(

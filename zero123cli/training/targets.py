@@ -72,13 +72,18 @@ def look_up_numba(inside: Any, axes: Any, poses: Any, squares: Any, depth: int, 
 # How far off ----------------------------------------------------------------------------------------------------------
 
 
-def compare(logits: Tensor, wanted: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross entropy and one minus the soft overlap, means over pictures: logits and wanted (B, D, S, S), where (B, S, S).
+def compare(
+    logits: Tensor,  # (B, D, S, S)
+    wanted: Tensor,  # (B, D, S, S), in [0, 1]
+    where: Tensor,  # bool (B, S, S)
+) -> tuple[Tensor, Tensor]:
+    """Cross entropy and one minus the soft overlap, means over pictures.
 
     Pixels outside `where` count for the overlap as empty and for the cross entropy not at all.
     """
     if logits.device.type == "cpu":
-        return Compared.apply(logits, wanted, where)  # type: ignore[no-untyped-call, no-any-return]  # torch's own
+        found: tuple[Tensor, Tensor] = Compared.apply(logits, wanted, where)  # type: ignore[no-untyped-call]
+        return found
     return compare_torch(logits, wanted, where)
 
 

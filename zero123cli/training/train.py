@@ -1,7 +1,9 @@
 """One loop for every task: draw a batch, take the loss, step, average, keep.
 
 All chance is drawn from the seed and the number of the step, so that a run that is continued from a checkpoint goes the
-way it would have gone. Checkpoints are safetensors, written whole or not at all; two are kept.
+way it would have gone. A batch may be worked off in shares, each with chance of its own: by one process after another,
+or by several launched together, which then make the same steps. Checkpoints are safetensors, written whole or not at
+all; two are kept.
 Letters: B pictures, S side.
 """
 
@@ -9,23 +11,26 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from .. import durable
 from ..artifacts import read_head, with_head
-from ..errors import DivergedError, SettingsError
-from ..machine import Backend
+from ..errors import DivergedError, MissingInputError, SettingsError, WeightsError
+from ..machine import Backend, Peers
 from ..settings import TrainSettings
-from ..watch import Caution, Progress, Watch
+from ..watch import Caution, Progress, Watch, silent
 
 SKIPS = 20  # steps in a row without a finite loss after which a run has diverged
 KEPT = 2  # checkpoints
@@ -35,6 +40,13 @@ Batch = dict[str, Tensor]
 
 class Task(Protocol):
     """What is trained: the networks, their data and their loss."""
+
+    own: np.ndarray  # numbers of the objects that are learnt from
+    held: np.ndarray  # and of those that are held back
+
+    def facts(self) -> dict[str, Any]:
+        """What the weights do not say by themselves."""
+        ...
 
     def build(self) -> nn.Module: ...
 
@@ -76,34 +88,60 @@ def train(
     seed: int,
     watch: Watch,
     stopped: Callable[[], bool] = lambda: False,
+    peers: Peers = Peers(),  # noqa: B008  # frozen
 ) -> Path:
-    """Trains until the steps or the minutes are over, going on from what `folder` holds; the last checkpoint."""
+    """Trains until the steps or the minutes are over, going on from what `folder` holds; the last checkpoint.
+
+    Of several processes the first alone speaks and writes.
+    """
+    with gathered(peers, backend):
+        return train_together(
+            task, settings, folder, backend, seed, watch if peers.rank == 0 else silent, stopped, peers
+        )
+
+
+def train_together(
+    task: Task,
+    settings: TrainSettings,
+    folder: Path,
+    backend: Backend,
+    seed: int,
+    watch: Watch,
+    stopped: Callable[[], bool],
+    peers: Peers,
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     device = torch.device(backend.device)
     torch.manual_seed(seed)
     model = task.build().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
-    averaged = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    if settings.init:
+        begin(model, Path(settings.init))
+    averaged = {name: tensor.clone() for name, tensor in learning(model).items()}
     optimiser = torch.optim.AdamW(task.groups(model, settings.rate), betas=(0.9, 0.99), weight_decay=settings.decay)
     begun = resume(folder, settings, seed, model, averaged, optimiser, watch)
     ends = time.monotonic() + settings.minutes * 60 if settings.minutes else float("inf")
     saved = told = time.monotonic()
-    path = folder
     history: list[dict[str, Any]] = []
-    number = begun
-    for step in run(task, settings, model, averaged, optimiser, backend, seed, begun):
+    for step in run(task, settings, model, averaged, optimiser, backend, seed, begun, peers):
         number = step.number
         history.append({"step": number, "seconds": step.seconds, **step.terms})
         watch(Progress("train", number, settings.steps, told_terms(step.terms)))
-        over = number >= settings.steps or time.monotonic() > ends or stopped()
+        over = number >= settings.steps or ask_first(peers, device, time.monotonic() > ends or stopped())
+        if peers.rank:
+            if over:
+                break
+            continue
         if over or time.monotonic() - told > settings.look_minutes * 60:
             look(task, folder, model, averaged, history, seed, settings, number)
             told = time.monotonic()
         if over or time.monotonic() - saved > settings.save_minutes * 60:
-            path = save(folder, settings, seed, model, averaged, optimiser, number)
+            save(folder, settings, seed, model, averaged, optimiser, number)
             saved = time.monotonic()
         if over:
             break
-    found = path if number > begun else newest(folder)
+    if peers.count > 1:
+        dist.barrier()
+    found = newest(folder)
     if found is None:
         raise DivergedError("no step was made", where=str(folder), remedy="check train.steps")
     return found
@@ -118,25 +156,38 @@ def run(
     backend: Backend,
     seed: int,
     begun: int,
+    peers: Peers,
 ) -> Iterator[Step]:
     """The steps after `begun`."""
+    shares = max(settings.shares, peers.count)
+    if shares % peers.count or settings.batch % shares:
+        raise SettingsError(
+            f"a batch of {settings.batch} in {settings.shares} shares cannot be dealt out to {peers.count} processes",
+            where="train.batch",
+            remedy="let each process have as many whole shares, and each share as many pictures",
+        )
     device = torch.device(backend.device)
     half = backend.dtype != "float32"
     scaler = torch.amp.GradScaler(device.type, enabled=backend.dtype == "float16")
     skipped = 0
     for number in range(begun + 1, settings.steps + 1):
         started = time.monotonic()
-        torch.manual_seed(seed * 1_000_003 + number)
-        batch = task.draw(np.random.default_rng([seed, number]), settings.batch, held_back=False)
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
         for group in optimiser.param_groups:
             group["lr"] = group["base"] * rate_at(number, settings)
         model.train()
-        with torch.autocast(device.type, getattr(torch, backend.dtype), enabled=half):
-            terms = task.loss(model, batch)
-        total = torch.stack([term.float() for term in terms.values()]).sum()
         optimiser.zero_grad(set_to_none=True)
-        scaler.scale(total).backward()  # type: ignore[no-untyped-call]  # torch types it in part
+        sums: dict[str, Tensor] = {}
+        for share in range(peers.rank, shares, peers.count):
+            torch.manual_seed(int(np.random.SeedSequence([seed, number, share]).generate_state(1, np.uint64)[0]))
+            chance = np.random.default_rng([seed, number, share])
+            batch = task.draw(chance, settings.batch // shares, held_back=False)
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            with torch.autocast(device.type, getattr(torch, backend.dtype), enabled=half):
+                terms = {name: term.float() / shares for name, term in task.loss(model, batch).items()}
+            scaler.scale(torch.stack(list(terms.values())).sum()).backward()  # type: ignore[no-untyped-call]  # typed in part
+            sums = {name: term.detach() + sums.get(name, 0) for name, term in terms.items()}
+        add_up(peers, [weight.grad for weight in model.parameters() if weight.grad is not None])
+        add_up(peers, list(sums.values()))
         scaler.unscale_(optimiser)
         norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         if not bool(torch.isfinite(norm)):
@@ -153,7 +204,7 @@ def run(
         scaler.step(optimiser)
         scaler.update()
         average(model, averaged, number, settings.average)
-        yield Step(number, {name: float(term.detach()) for name, term in terms.items()}, time.monotonic() - started)
+        yield Step(number, {name: float(term) for name, term in sums.items()}, time.monotonic() - started)
 
 
 def rate_at(number: int, settings: TrainSettings) -> float:
@@ -167,15 +218,58 @@ def rate_at(number: int, settings: TrainSettings) -> float:
 def average(model: nn.Module, averaged: dict[str, Tensor], number: int, decay: float) -> None:
     """Moves the averaged weights on; in the beginning faster, so that the random start is forgotten."""
     keep = min(decay, (1 + number) / (10 + number))
-    for name, tensor in model.state_dict().items():
+    for name, tensor in learning(model).items():
         if tensor.dtype.is_floating_point:
             averaged[name].lerp_(tensor, 1 - keep)
         else:
             averaged[name].copy_(tensor)
 
 
+def learning(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model but for the weights that stay as they are."""
+    fixed = {name for name, weight in model.named_parameters() if not weight.requires_grad}
+    return {name: tensor.detach() for name, tensor in model.state_dict().items() if name not in fixed}
+
+
 def told_terms(terms: dict[str, float]) -> str:
     return " ".join(f"{name} {value:.4f}" for name, value in terms.items())
+
+
+# Together -------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def gathered(peers: Peers, backend: Backend) -> Iterator[None]:
+    """Processes that were launched together find one another, and part."""
+    if peers.count == 1:
+        yield
+        return
+    kind = "gloo"
+    if backend.device.startswith("cuda"):
+        kind = "nccl"
+        torch.cuda.set_device(backend.device)
+    # The others wait while the first judges and saves.
+    dist.init_process_group(kind, rank=peers.rank, world_size=peers.count, timeout=timedelta(hours=1))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def add_up(peers: Peers, tensors: Sequence[Tensor]) -> None:
+    """Puts the sum over all processes into each tensor."""
+    if peers.count > 1:
+        for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+            work.wait()
+
+
+def ask_first(peers: Peers, device: torch.device, answer: bool) -> bool:
+    """What the first process answers."""
+    if peers.count == 1:
+        return answer
+    said = torch.tensor(int(answer), device=device)
+    dist.broadcast(said, 0)
+    return bool(said)
 
 
 # Looking --------------------------------------------------------------------------------------------------------------
@@ -201,15 +295,15 @@ def look(
     batch = task.draw(np.random.default_rng([seed, 0]), settings.judged, held_back=True)
     device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    model.load_state_dict(averaged)
+    own = {name: tensor.clone() for name, tensor in learning(model).items()}
+    model.load_state_dict(averaged, strict=False)
     model.eval()
     try:
         with torch.inference_mode():
             figures = task.judge(model, batch)
             picture = task.show(model, batch)
     finally:
-        model.load_state_dict(own)
+        model.load_state_dict(own, strict=False)
     with open(folder / "figures.jsonl", "a") as log:
         log.write(json.dumps({"step": number, **figures}) + "\n")
     durable.write_file(folder / "samples.png", encode_png(picture), overwrite=True)
@@ -282,13 +376,25 @@ def newest(folder: Path) -> Path | None:
 def export(checkpoint: Path, target: Path, facts: dict[str, Any]) -> Path:
     """The averaged weights alone, in half precision, with what they are in the header."""
     tensors = load_tensors(checkpoint.read_bytes())
-    kept = {
-        name.removeprefix("averaged."): tensor.half() if tensor.dtype.is_floating_point else tensor
-        for name, tensor in tensors.items()
-        if name.startswith("averaged.")
-    }
+    kept: dict[str, Tensor] = {}
+    for part in ("model.", "averaged."):  # weights that stay as they are have no average
+        kept |= {name.removeprefix(part): tensor for name, tensor in tensors.items() if name.startswith(part)}
+    kept = {name: tensor.half() if tensor.dtype.is_floating_point else tensor for name, tensor in kept.items()}
     durable.write_file(target, save_tensors(kept, with_head(facts)), overwrite=True)
     return target
+
+
+def begin(model: nn.Module, path: Path) -> None:
+    """Puts exported weights into a model."""
+    try:
+        model.load_state_dict(load_tensors(path.read_bytes()))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise MissingInputError(reason, where=str(path), remedy="check train.init") from error
+    except Exception as error:  # a damaged file raises what it likes
+        raise WeightsError(
+            "these are not weights of this task", where=str(path), remedy="name what `zero123 train` wrote for it"
+        ) from error
 
 
 def resume(

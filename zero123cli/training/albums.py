@@ -1,0 +1,83 @@
+"""Objects' pictures with their cameras, read when they are drawn: a dataset may be larger than the memory.
+
+Letters: N pictures of an object, K of them that are drawn, S side.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+
+from ..artifacts import HEAD
+from ..errors import MissingInputError
+from .packs import open_pack
+from .viewsets import hold_back, list_objects
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Some pictures of one object."""
+
+    rgba: np.ndarray  # uint8 (K, S, S, 4)
+    poses: np.ndarray  # float32 (K, 3): azimuth and elevation in degrees, distance
+    squares: np.ndarray  # float32 (K, 3): x, y, half side
+
+
+@dataclass(frozen=True)
+class Album:
+    """What a dataset has to show."""
+
+    names: tuple[str, ...]
+    read: Callable[[int, np.random.Generator, int], Pictures]  # object's number, chance, how many
+    size: int  # px
+
+    def parts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the objects to learn from, and of those held back; all of them where too few are held back."""
+        held = np.array([hold_back(name) for name in self.names])
+        return np.flatnonzero(~held if not held.all() else held), np.flatnonzero(held if held.any() else ~held)
+
+
+def open_album(data: Path) -> Album:
+    """The album of a packed file or of a dataset's folder."""
+    album = open_packed(data) if data.is_file() else open_folder(data)
+    if not album.names:
+        raise MissingInputError("the dataset is empty", where=str(data), remedy="run `zero123 data render` first")
+    return album
+
+
+def open_packed(data: Path) -> Album:
+    pack = open_pack(data)
+
+    def read(number: int, chance: np.random.Generator, count: int) -> Pictures:
+        views = pick(pack.poses.shape[1], chance, count)
+        return Pictures(pack.pictures(number)[views], pack.poses[number, views], pack.squares[number, views])
+
+    return Album(pack.names, read, pack.size)
+
+
+def open_folder(data: Path) -> Album:
+    paths = list_objects(data)
+    names = []
+    size = 0
+    for path in paths:
+        with safe_open(path, "np") as file:
+            names.append(json.loads(file.metadata()[HEAD])["name"])
+            size = size or file.get_slice("rgba").get_shape()[1]
+
+    def read(number: int, chance: np.random.Generator, count: int) -> Pictures:
+        with safe_open(paths[number], "np") as file:
+            rgba, poses, squares = file.get_slice("rgba"), file.get_tensor("poses"), file.get_tensor("squares")
+            views = pick(len(poses), chance, count)
+            return Pictures(np.stack([rgba[int(view)] for view in views]), poses[views], squares[views])
+
+    return Album(tuple(names), read, size)
+
+
+def pick(views: int, chance: np.random.Generator, count: int) -> np.ndarray:
+    """Which pictures are drawn, each once; an object with too few shows some again."""
+    return np.resize(chance.permutation(views), count)
