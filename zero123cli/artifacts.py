@@ -70,7 +70,7 @@ class Views:
 class PhotoCamera:
     """Where the photo was taken from."""
 
-    elevation_deg: float
+    elevation_deg: float | None  # None: the view model's own guess, 0 if it has none
     distance: float = TRAINING_DISTANCE
 
 
@@ -98,6 +98,14 @@ class View:
     elevation_deg: float  # from the photo's
     distance: float  # from the photo's
     number: int  # which of several samples at this pose
+
+
+@dataclass(frozen=True)
+class Field:
+    """A radiance field: what its networks hold, and the JSON that says how to build them."""
+
+    weights: np.ndarray  # float32 (N,), all parameters in order
+    description: str
 
 
 def pack(artifact: object) -> dict[str, bytes]:

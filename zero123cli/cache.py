@@ -93,7 +93,16 @@ def step(
             return hit(found, key, started, watch)
         artifact, cautions = run(make, watch)
         keep(cache, stage, key, artifact, cautions, watch)
+        discard(cache.root / "partial" / key)
     return Kept(artifact, key, False, time.monotonic() - started, cautions)
+
+
+def partial_folder(cache: Cache, key: str) -> Path | None:
+    """Where a long stage keeps what is unfinished of this key while it holds its lock; gone once it is finished."""
+    try:
+        return private_folder(cache.root, "partial", key) if cache.root is not None else None
+    except OSError:  # a full disk, a read-only place: it works without
+        return None
 
 
 def entry_key(stage: Stage[A], inputs: Sequence[str], settings: Any, model: str = "", device: str = "cpu") -> str:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import models
-from .artifacts import Ask, Cutout, Photo, PhotoCamera, View, Views, to_json
-from .cache import Cache, Kept, Stage, digest, entry_key, file_digest, holds, step
-from .cutters import CLASSICAL, Cutter, rembg_cutter
-from .errors import MissingInputError, RefusedError, UsageError
+from . import machine, models
+from .artifacts import Ask, Cutout, Field, Photo, PhotoCamera, View, Views, to_json
+from .cache import Cache, Kept, Stage, digest, entry_key, file_digest, holds, partial_folder, step
+from .cutters import CLASSICAL, EMBEDDED, Cutter, embedded_cutter, embedded_weights, rembg_cutter
+from .errors import MissingInputError, RefusedError, UnavailableError, WeightsError
 from .machine import Backend
+from .meshing.mesh import Made
 from .models import CUTTERS, PREFERRED_CUTTERS, check_cutter, fetch_command, find_cutter
-from .settings import CutoutSettings, ModelSettings
+from .settings import CutoutSettings, LiftSettings, MeshSettings, ModelSettings, Settings
 from .stages.cutout import cut_out
 from .watch import Caution, Watch
 
@@ -23,9 +24,14 @@ if TYPE_CHECKING:  # torch waits until a network is needed
     from .cameras import PoseKind
     from .diffusion.viewmodel import ViewModel
 
+POCKET = "pocket"  # the view model that comes with the package
+POCKET_LICENCE = "free with attribution, see assets/MODEL_CARD.md"
+
 CUTOUT = Stage("cutout", 1, Cutout)
 VIEWS = Stage("views", 2, Views)
 VIEW = Stage("view", 1, View)
+FIELD = Stage("lift", 1, Field)
+MESH = Stage("mesh", 1, Made)
 
 
 def cutout(photo: Photo, settings: CutoutSettings, cutter: Cutter, cache: Cache, watch: Watch) -> Kept[Cutout]:
@@ -52,9 +58,10 @@ def pick_cutter(settings: CutoutSettings, cache: Cache, *, licence_accepted: boo
     if name == "auto":
         name = next((known for known in PREFERRED_CUTTERS if find_cutter(known)), "")
         if not name:
-            return Cutter(CLASSICAL.name, CLASSICAL.digest, CLASSICAL.find_mask, no_weights())
-    if name == CLASSICAL.name:
-        return CLASSICAL
+            own = EMBEDDED if embedded_weights().is_file() else CLASSICAL.name
+            return replace(pick_own_cutter(own, cache), caution=no_weights(own))
+    if name in (EMBEDDED, CLASSICAL.name):
+        return pick_own_cutter(name, cache)
     if CUTTERS[name].must_accept and not licence_accepted:
         raise RefusedError(
             f"{name} is under {CUTTERS[name].licence}",
@@ -69,10 +76,26 @@ def pick_cutter(settings: CutoutSettings, cache: Cache, *, licence_accepted: boo
     return rembg_cutter(name, path, found.sha256)
 
 
-def no_weights() -> Caution:
+def pick_own_cutter(name: str, cache: Cache) -> Cutter:
+    """One of those that need nothing installed."""
+    if name == CLASSICAL.name:
+        return CLASSICAL
+    weights = embedded_weights()
+    if not weights.is_file():
+        raise WeightsError(
+            f"{name} did not come with this zero123", where=str(weights), remedy="try --cutter classical"
+        )
+    return embedded_cutter(weights, file_digest(cache, weights).sha256)
+
+
+def no_weights(own: str) -> Caution:
+    what = {
+        EMBEDDED: "by the small network that comes with zero123",
+        CLASSICAL.name: "by colour alone, which suits plain backgrounds",
+    }
     return Caution(
         "no-cutter-weights",
-        "no cutter weights are installed: the object is cut out by colour alone, which suits plain backgrounds",
+        f"no cutter weights are installed: the object is cut out {what[own]}",
         f"for a better mask run: {fetch_command(PREFERRED_CUTTERS[0])}",
         about_run=True,
     )
@@ -86,6 +109,7 @@ class Prior:
     digest: str
     backend: Backend
     load: Callable[[Watch], ViewModel]
+    licence: str = ""
 
     @property
     def device(self) -> str:
@@ -99,7 +123,7 @@ def views(cutout: Kept[Cutout], camera: PhotoCamera, prior: Prior, cache: Cache,
     def make(listen: Watch) -> Views:
         from .stages.views import condition
 
-        return condition(cutout.artifact, camera, prior.load(listen))
+        return condition(cutout.artifact, camera, prior.load(listen), listen)
 
     return step(
         cache,
@@ -143,9 +167,99 @@ def sampled(
         missing = [other for other in missing if other != ask]
 
 
+@dataclass(frozen=True)
+class Posed:
+    """A photo on its way: its cutout, how the view model sees it, and where it stands."""
+
+    cutout: Kept[Cutout]
+    views: Kept[Views]
+    azimuth_deg: float = 0.0  # from the first photo's
+
+
+@dataclass(frozen=True)
+class LiftCall:
+    """What decides a field besides the photos and the model."""
+
+    settings: LiftSettings
+    seed: int
+    azimuths_deg: tuple[float, ...]
+
+
+def lifted(
+    photos: Sequence[Posed], settings: LiftSettings, seed: int, prior: Prior, cache: Cache, watch: Watch
+) -> Kept[Field]:
+    """Views -> field. What is cut off goes on."""
+    call = LiftCall(settings, seed, tuple(photo.azimuth_deg for photo in photos))
+    inputs = [photo.views.key for photo in photos]
+
+    def make(listen: Watch) -> Field:
+        from .stages.lift import Reference, lift
+
+        references = [Reference(one.cutout.artifact, one.views.artifact, one.azimuth_deg) for one in photos]
+        key = entry_key(FIELD, inputs, call, prior.digest, prior.device)
+        return lift(references, prior.load(listen), settings, seed, listen, partial_folder(cache, key))
+
+    return step(
+        cache, FIELD, inputs=inputs, settings=call, model=prior.digest, device=prior.device, make=make, watch=watch
+    )
+
+
+@dataclass(frozen=True)
+class MeshCall:
+    """What decides a mesh besides the field and the photos."""
+
+    settings: MeshSettings
+    distance: float  # of the lift's cameras
+    fov_deg: float
+
+
+def mesh_call(settings: MeshSettings, lift: LiftSettings) -> MeshCall:
+    return MeshCall(settings, lift.distance, lift.fov_deg)
+
+
+def meshed(
+    photos: Sequence[Posed], field: Kept[Field], settings: MeshSettings, lift: LiftSettings, cache: Cache, watch: Watch
+) -> Kept[Made]:
+    """Field -> mesh."""
+
+    def make(listen: Watch) -> Made:
+        from .stages.lift import Reference
+        from .stages.mesh import make_mesh
+
+        references = [Reference(one.cutout.artifact, one.views.artifact, one.azimuth_deg) for one in photos]
+        return make_mesh(field.artifact, references, settings, lift, listen)
+
+    return step(
+        cache,
+        MESH,
+        inputs=[field.key],
+        settings=mesh_call(settings, lift),
+        make=make,
+        watch=watch,
+    )
+
+
 def how(ask: Ask) -> tuple[object, ...]:
     """What views that are sampled side by side have in common."""
     return ask.sampler, ask.steps, ask.guidance, ask.eta
+
+
+def has_mesh(
+    photos: Sequence[tuple[Photo, float, float | None]],  # with azimuth and elevation
+    settings: Settings,
+    cutter: Cutter,
+    prior: Prior,
+    cache: Cache,
+) -> bool:
+    """Whether the whole way to this mesh would be hits."""
+    cuts = [entry_key(CUTOUT, [digest(photo.data)], settings.cutout, cutter.digest) for photo, _, _ in photos]
+    seen = [
+        entry_key(VIEWS, [cut], PhotoCamera(elevation), prior.digest, prior.device)
+        for cut, (_, _, elevation) in zip(cuts, photos, strict=True)
+    ]
+    lift = LiftCall(settings.lift, settings.seed, tuple(azimuth for _, azimuth, _ in photos))
+    field = entry_key(FIELD, seen, lift, prior.digest, prior.device)
+    return holds(cache, entry_key(MESH, [field], mesh_call(settings.mesh, settings.lift)))
 
 
 def view_key(conditioned: str, ask: Ask, prior: Prior) -> str:
@@ -183,15 +297,21 @@ def pick_prior(settings: ModelSettings, backend: Backend, cache: Cache) -> Prior
             loaded.append(checkpoints.load(path, backend, **how, pose_kind=pose_kind, watch=watch))
         return loaded[0]
 
-    return Prior(name, digest(f"{identity} {settings.ema} {pose_kind}".encode()), backend, load)
+    licence = POCKET_LICENCE if name == POCKET else models.KNOWN[name].licence if name in models.KNOWN else ""
+    return Prior(name, digest(f"{identity} {settings.ema} {pose_kind}".encode()), backend, load, licence)
 
 
 def locate_model(name: str) -> Path:
     """The file or folder of a view model: installed under that name, or simply there."""
-    if not name:
-        raise UsageError(
-            "no view model is named", where="--model", remedy="name one of `zero123 models list`, a file or a folder"
-        )
+    if name == POCKET:
+        own = machine.shipped("assets") / f"{POCKET}.safetensors"
+        if not own.is_file():
+            raise UnavailableError(
+                "the embedded model did not come with this zero123",
+                where="--model",
+                remedy="install it again, or name one of `zero123 models list`",
+            )
+        return own
     if name in models.KNOWN:
         found = models.find_model(name)
         if found is None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from .errors import MissingInputError, SettingsError, UsageError
+from .schedules import is_schedule
 
 T = TypeVar("T")
 
@@ -46,6 +47,7 @@ def knob(default: T, meaning: str, *, low: float | None = None, high: float | No
 
 Cutter = Literal[
     "auto",
+    "pocket-cutter",
     "classical",
     "u2net",
     "u2netp",
@@ -77,7 +79,7 @@ class CutoutSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    name: str = knob("", "the view model: a name of `zero123 models list`, a file or a folder")
+    name: str = knob("pocket", "the view model: the embedded one, a name of `zero123 models list`, a file or a folder")
     lean: bool = knob(False, "keep on the GPU only the network that is at work: slower, for small cards")
     ema: bool = knob(True, "take the averaged weights of a training checkpoint, as the original does")
     pose_kind: Literal["auto", "original", "stable"] = knob(
@@ -87,7 +89,12 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class ViewsSettings:
-    photo_elevation: float = knob(0.0, "how high the photo's camera stands, degrees, up positive", low=-90, high=90)
+    photo_elevation: float | None = knob(
+        None,
+        "how high the photo's camera stands, degrees, up positive; none: guessed if the model can",
+        low=-90,
+        high=90,
+    )
     sampler: Literal["ddim-original", "ddim", "dpm++", "unipc"] = knob("ddim-original", "how noise becomes a picture")
     steps: int = knob(50, "network calls for a view, each for both branches of the guidance", low=1, high=999)
     guidance: float = knob(3.0, "how much more the photo counts than no photo; 1 is the photo alone", low=0, high=100)
@@ -96,11 +103,80 @@ class ViewsSettings:
 
 
 @dataclass(frozen=True)
+class LiftSettings:
+    """The defaults are the embedded model's recipe; published ones are presets.
+
+    What is a tuple is a value, or step, value, step, value, ...: linear between them, or by jumps where it says so.
+    """
+
+    start: Literal["auto", "blob", "volume"] = knob(
+        "auto", "what the field begins as; auto: a volume if one is offered"
+    )
+    field: Literal["small", "full", "voxels"] = knob("small", "hash grid of 8 or 16 levels, or SJC's latent voxels")
+    bound: float = knob(0.8, "half side of the field's box, object sizes", low=0.5, high=4)
+    solid: float = knob(50.0, "density of what a volume says is solid", low=1, high=1e4)
+    steps: int = knob(150, "steps of the optimiser", low=1, high=1_000_000)
+    refine_steps: int = knob(60, "steps of the optimiser when the field starts from a volume", low=1, high=1_000_000)
+    kind: Literal["sds", "sjc", "clean"] = knob("clean", "how the view model guides")
+    scale: float = knob(1.0, "classifier-free guidance", low=0, high=1000)
+    weighting: Literal["published", "dreamfusion", "uniform"] = knob("published", "weight of SDS over noise levels")
+    walk: int = knob(2, "steps to a clean estimate", low=1, high=100)
+    clamp: float = knob(0.0, "largest absolute value of guidance; 0 for none", low=0, high=1e6)
+    low_noise: tuple[float, ...] = knob((0.1,), "least noise that is added, share of the schedule", low=0, high=1e9)
+    high_noise: tuple[float, ...] = knob((0.9,), "most noise that is added, share of the schedule", low=0, high=1e9)
+    distance: float = knob(1.85, "of the cameras, object sizes", low=0.5, high=20)
+    distance_spread: float = knob(0.0, "share by which distances vary", low=0, high=0.5)
+    fov_deg: float = knob(38.58, "field of view of the cameras, degrees", low=1, high=120)
+    elevations: tuple[float, ...] = knob((-10.0, 60.0), "lowest and highest camera, degrees", low=-90, high=90)
+    size: tuple[float, ...] = knob((64,), "side of the pictures from around, px; jumps", low=0, high=1e9)
+    photo_size: tuple[float, ...] = knob(
+        (96,), "side of the picture from where the photo was taken, px; jumps", low=0, high=1e9
+    )
+    batch: tuple[float, ...] = knob((2,), "pictures from around a step; jumps", low=0, high=1e9)
+    photo_every: int = knob(1, "steps between two looks at the photo", low=1, high=1000)
+    samples: int = knob(64, "samples of a ray at most", low=4, high=4096)
+    fineness: int = knob(160, "steps across the box", low=16, high=4096)
+    cells: int = knob(48, "cells a side in which emptiness is known", low=8, high=256)
+    optimiser: Literal["adam", "adamax"] = knob("adam", "what moves the field")
+    rate: float = knob(0.01, "learning rate", low=0, high=10)
+    guidance: tuple[float, ...] = knob((0.3,), "weight of the view model's guidance", low=0, high=1e9)
+    colour: tuple[float, ...] = knob((500,), "weight of the photo's colours, mean square", low=0, high=1e9)
+    mask: tuple[float, ...] = knob((100,), "weight of the photo's mask, mean square", low=0, high=1e9)
+    depth_photo: tuple[float, ...] = knob(
+        (0,), "weight of depth smoothness from where the photo was taken", low=0, high=1e9
+    )
+    depth_around: tuple[float, ...] = knob((0,), "weight of depth smoothness from around", low=0, high=1e9)
+    near_view: tuple[float, ...] = knob((0,), "weight of near-view consistency", low=0, high=1e9)
+    emptiness: tuple[float, ...] = knob((0,), "weight of emptiness along rays", low=0, high=1e9)
+    sparsity: tuple[float, ...] = knob((0,), "weight of sparsity", low=0, high=1e9)
+    opaqueness: tuple[float, ...] = knob((1.0,), "weight of opaqueness", low=0, high=1e9)
+    orientation: tuple[float, ...] = knob((0,), "weight of normals that face away", low=0, high=1e9)
+    normal_smoothness: tuple[float, ...] = knob((0,), "weight of smooth normals in pictures", low=0, high=1e9)
+    normal_change: tuple[float, ...] = knob((0,), "weight of smooth normals in space", low=0, high=1e9)
+    variation: tuple[float, ...] = knob((0,), "weight of total variation of the densities", low=0, high=1e9)
+
+
+@dataclass(frozen=True)
+class MeshSettings:
+    resolution: Literal[128, 256, 512] = knob(256, "cells a side in which the surface is looked for")
+    level: float = knob(0.0, "density at the surface; 0: chosen by the photo's mask", low=0, high=1e6)
+    faces: int = knob(10_000, "faces at most; 0 for all", low=0, high=10_000_000)
+    keep_components: bool = knob(False, "keep pieces under a hundredth of the largest")
+    smoothing: int = knob(10, "rounds of smoothing that keeps the volume", low=0, high=1000)
+    watertight: bool = knob(True, "close holes")
+    texture: Literal["uv", "vertex", "none"] = knob("uv", "a picture, a colour for each vertex, or neither")
+    texture_size: int = knob(1024, "side of the texture, px", low=64, high=8192)
+
+
+@dataclass(frozen=True)
 class TrainSettings:
-    task: Literal["volume"] = knob("volume", "what is trained")
+    task: Literal["volume", "pocket-views", "zero123", "cutter"] = knob("volume", "what is trained")
+    base: str = knob("", "weights that the task builds on: a volume net's, or an image-variations Stable Diffusion")
+    init: str = knob("", "exported weights of the same task to start from")
     steps: int = knob(100_000, "steps of the optimiser in all", low=1, high=10_000_000)
     minutes: float = knob(0.0, "time box of one call, minutes; 0 for none", low=0, high=1e5)
     batch: int = knob(64, "pictures a step", low=1, high=65536)
+    shares: int = knob(1, "parts of the batch, worked off one after another or by several GPUs", low=1, high=65536)
     rate: float = knob(4e-4, "learning rate", low=0, high=1)
     warmup: int = knob(200, "steps over which the rate rises", low=0, high=1_000_000)
     decay: float = knob(0.01, "weight decay", low=0, high=1)
@@ -117,11 +193,34 @@ class Settings:
     model: ModelSettings = field(default_factory=ModelSettings)
     cutout: CutoutSettings = field(default_factory=CutoutSettings)
     views: ViewsSettings = field(default_factory=ViewsSettings)
+    lift: LiftSettings = field(default_factory=LiftSettings)
+    mesh: MeshSettings = field(default_factory=MeshSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+
+
+def check_lift(lift: LiftSettings, origins: Mapping[str, str]) -> None:
+    """Every tuple is a schedule, and one that is asked for something sensible at every step."""
+    limits = {"low_noise": (0, 1), "high_noise": (0, 1), "size": (4, 1024), "photo_size": (4, 1024), "batch": (1, 64)}
+    for member in fields(lift):
+        value = getattr(lift, member.name)
+        if not isinstance(value, tuple):
+            continue
+        low, high = limits.get(member.name, (0, math.inf))
+        key, fault = f"lift.{member.name}", ""
+        if member.name == "elevations":
+            fault = "" if len(value) == 2 and value[0] <= value[1] else "the lowest and the highest"
+        elif not is_schedule(value):
+            fault = "a value, or step, value, step, value, ... with rising steps"
+        elif not all(low <= part <= high for part in (value if len(value) == 1 else value[1::2])):
+            fault = f"values from {low:g} to {high:g}"
+        if fault:
+            error = UsageError if origins[key].startswith("flag ") else SettingsError
+            raise error(f'"{key}" is {list(value)} ({origins[key]}), expected {fault}')
 
 
 def check(settings: Settings, origins: Mapping[str, str]) -> None:
     """Refuses what is right knob by knob and impossible together."""
+    check_lift(settings.lift, origins)
     cutout = settings.cutout
     if cutout.mask in ("alpha", "keep") and cutout.cutter != "auto":
         stated = [origins[key] for key in ("cutout.cutter", "cutout.mask")]

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import options
 from .screen import screen
 
+if TYPE_CHECKING:
+    from ..settings import TrainSettings
+    from ..training.cutters import CutterTask
+    from ..training.denoisers import DenoiserTask
+    from ..training.train import Task
+    from ..training.volumes import VolumeTask
+
 
 def train(
     preset: Annotated[str, typer.Argument(metavar="PRESET", help="Such as train-pocket-volume.")],
     data: Annotated[Path, typer.Option("--data", metavar="DATASET", help="A dataset's folder, or a packed file.")],
     out: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="The run's folder.")],
+    base: Annotated[Path | None, typer.Option(metavar="WEIGHTS", help="What the task builds on, if anything.")] = None,
+    init: Annotated[Path | None, typer.Option(metavar="WEIGHTS", help="Exported weights to start from.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after so long, to go on another time.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the optimiser in all.", show_default="100000")] = None,
     batch: Annotated[int | None, typer.Option(help="Pictures a step.", show_default="64")] = None,
@@ -36,21 +46,64 @@ def train(
     from ..errors import MissingInputError
     from .session import read_settings
 
-    screen.configure(json=json, quiet=quiet, verbose=verbose, progress=progress.value, color=color.value)
-    knobs = {"seed": seed, "train.minutes": minutes, "train.steps": steps, "train.batch": batch}
+    screen.configure(
+        json=json, quiet=quiet or machine.peers().rank > 0, verbose=verbose, progress=progress.value, color=color.value
+    )
+    files = {"train.base": base and str(base), "train.init": init and str(init)}
+    knobs = {"seed": seed, **files, "train.minutes": minutes, "train.steps": steps, "train.batch": batch}
     settings = read_settings(preset, set_, knobs).settings
     if not data.exists():
         raise MissingInputError("there is no such dataset", where=str(data), remedy="run `zero123 data render` first")
+    peers = machine.peers()
     backend = machine.pick(device, dtype.value)
-    from ..diffusion.volume import VolumeDescription
-    from ..training import volumes
+    if peers.count > 1 and backend.device.startswith("cuda"):
+        backend = machine.pick(f"cuda:{peers.local}", dtype.value)
     from ..training.train import export, train
 
-    task = volumes.VolumeTask(data, VolumeDescription())
+    task = TASKS[settings.train.task](data, settings.train)
     screen.note(f"train: {len(task.own)} objects, {len(task.held)} held back, on {backend.name}, {backend.dtype}")
     screen.start(f"train: {preset} -> {out}", 1, 1)
-    checkpoint = train(task, settings.train, out, backend, settings.seed, screen.watcher(""))
+    checkpoint = train(task, settings.train, out, backend, settings.seed, screen.watcher(""), peers=peers)
+    if peers.rank:
+        return
     weights = export(checkpoint, out / "weights.safetensors", task.facts())
+    if settings.train.task == "cutter":
+        weights = finish_cutter(task, weights, out)
     screen.finish(f"train: {checkpoint.name} -> {weights}")
     screen.stop()
     screen.result(weights, {"output": str(weights), "checkpoint": str(checkpoint), "status": "ok", "code": 0})
+
+
+def volume_task(data: Path, settings: TrainSettings) -> VolumeTask:
+    from ..diffusion.volume import VolumeDescription
+    from ..training.volumes import VolumeTask
+
+    return VolumeTask(data, VolumeDescription())
+
+
+def denoiser_task(data: Path, settings: TrainSettings) -> DenoiserTask:
+    from ..training.denoisers import RECIPES, DenoiserTask
+
+    return DenoiserTask(data, RECIPES[settings.task], settings)
+
+
+def cutter_task(data: Path, settings: TrainSettings) -> CutterTask:
+    from ..training.cutters import CutterTask, load_exporter
+    from ..training.saliency import SaliencyDescription
+
+    load_exporter()  # what is missing for the last step is said before the first
+    return CutterTask(data, SaliencyDescription())
+
+
+def finish_cutter(task: Any, weights: Path, out: Path) -> Path:
+    from ..training.cutters import export_onnx
+
+    return export_onnx(weights, out / "pocket-cutter.onnx", task.card())
+
+
+TASKS: dict[str, Callable[[Path, TrainSettings], Task]] = {
+    "volume": volume_task,
+    "pocket-views": denoiser_task,
+    "zero123": denoiser_task,
+    "cutter": cutter_task,
+}

@@ -58,7 +58,11 @@ def views(
     ] = 1,
     photo_elevation: Annotated[
         float | None,
-        typer.Option(help="Degrees above the horizon of the photo's camera.", show_default="0", rich_help_panel=WHERE),
+        typer.Option(
+            help="Degrees above the horizon of the photo's camera.",
+            show_default="guessed, or 0",
+            rich_help_panel=WHERE,
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -145,9 +149,10 @@ def views(
         for number in range(samples)
     ]
     for ask in asks:
-        if not abs(camera.elevation_deg + ask.elevation_deg) <= 90:
+        told = camera.elevation_deg or 0.0
+        if not abs(told + ask.elevation_deg) <= 90:
             raise UsageError(
-                f"{ask.elevation_deg:+g} degrees from a photo taken at {camera.elevation_deg:g} is over the top",
+                f"{ask.elevation_deg:+g} degrees from a photo taken at {told:g} is over the top",
                 where="--elevation",
                 remedy="the two together must lie between -90 and 90",
             )

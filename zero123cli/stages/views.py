@@ -17,19 +17,27 @@ from ..artifacts import Ask, Cutout, PhotoCamera, View, Views
 from ..cameras import Viewpoint
 from ..diffusion.sampling import count_steps, sample, seed_of
 from ..diffusion.viewmodel import Condition, Description, ViewModel
-from ..diffusion.volume import Volume
+from ..diffusion.volume import Volume, guess_elevation
 from ..errors import DivergedError, UsageError
-from ..watch import Progress, Watch
+from ..watch import Caution, Progress, Watch, silent
+
+UNSURE = 20.0  # degrees
 
 
-def condition(cutout: Cutout, camera: PhotoCamera, model: ViewModel) -> Views:
+def condition(cutout: Cutout, camera: PhotoCamera, model: ViewModel, watch: Watch = silent) -> Views:
     """The photo as the model sees it."""
     picture = to_picture(cutout, model.description)
-    seen = model.condition(picture, Viewpoint(0.0, camera.elevation_deg, camera.distance))
+    told = camera.elevation_deg
+    seen = model.condition(picture, Viewpoint(0.0, told or 0.0, camera.distance))
+    if told is None and seen.volume is not None:
+        told, spread = guess_elevation(seen.volume)
+        if spread > UNSURE:
+            text = f"the photo's elevation is a guess: {told:.0f} degrees, give or take {spread:.0f}"
+            watch(Caution("elevation-unsure", text, "if the mesh leans, give --photo-elevation DEGREES"))
     return Views(
         embedding=seen.embedding.float().cpu().numpy(),
         concat=seen.concat.float().cpu().numpy(),
-        photo_elevation_deg=camera.elevation_deg,
+        photo_elevation_deg=told or 0.0,
         distance=camera.distance,
         **{name: as_array(getattr(seen.volume, name, None)) for name in VOLUME},
     )
@@ -69,7 +77,12 @@ def sample_views(views: Views, asks: Sequence[Ask], model: ViewModel, watch: Wat
         volume_of(views, model.device),
     )
     poses = [
-        Viewpoint(ask.azimuth_deg, photo.elevation_deg + ask.elevation_deg, photo.distance + ask.distance)
+        # Over the top only where the photo's elevation is a guess.
+        Viewpoint(
+            ask.azimuth_deg,
+            min(90.0, max(-90.0, photo.elevation_deg + ask.elevation_deg)),
+            photo.distance + ask.distance,
+        )
         for ask in asks
     ]
     seeds = [seed_of(ask.seed, pose, ask.number) for ask, pose in zip(asks, poses, strict=True)]
@@ -81,7 +94,8 @@ def sample_views(views: Views, asks: Sequence[Ask], model: ViewModel, watch: Wat
     for done, latents in enumerate(walk, 1):
         last = latents
         watch(Progress("views", done, total, f"{len(asks)} side by side" if len(asks) > 1 else ""))
-    pictures = model.decode(last)
+    with torch.inference_mode():
+        pictures = model.decode(last)
     if not torch.isfinite(pictures).all():
         remedy = "try --dtype float32 or bfloat16, or a lower --guidance"
         raise DivergedError("the model answered with values that are not numbers (NaN or Inf)", remedy=remedy)

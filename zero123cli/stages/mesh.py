@@ -1,0 +1,80 @@
+"""Stage 4, field -> mesh: the surface where the photo says it is, mended, thinned out and painted.
+
+Letters: P points, C channels of colour.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..artifacts import Field
+from ..errors import DivergedError
+from ..meshing.cleanup import clean
+from ..meshing.isosurface import choose_level, extract, look_over
+from ..meshing.mesh import Made
+from ..meshing.shot import Shot
+from ..meshing.texture import paint
+from ..radiance.field import colour_at, density_at
+from ..settings import LiftSettings, MeshSettings
+from ..watch import Progress, Watch
+from .lift import Reference, to_field
+
+# What a latent of Stable Diffusion's codec looks like, roughly: rows are its channels, columns red, green and blue.
+LATENT_COLOURS = np.array(
+    [[0.298, 0.207, 0.208], [0.187, 0.286, 0.173], [-0.158, 0.189, 0.264], [-0.184, -0.271, -0.473]]
+)
+PARTS = 4
+
+
+def make_mesh(
+    field: Field, references: Sequence[Reference], settings: MeshSettings, lift: LiftSettings, watch: Watch
+) -> Made:
+    """The field's surface in the photos' colours."""
+    known = to_field(field)
+    shots = [take_shot(reference, lift) for reference in references]
+
+    def density(points: np.ndarray) -> np.ndarray:
+        return density_at(known, points)
+
+    def colour(points: np.ndarray) -> np.ndarray:
+        found = colour_at(known, points)
+        return np.clip(found @ LATENT_COLOURS / 2 + 0.5, 0, 1) if found.shape[-1] == 4 else found
+
+    watch(Progress("mesh", 0, PARTS, "looking for the surface"))
+    volume = look_over(density, reach=known.description.bound)
+    if not np.isfinite(volume.values).all():
+        raise DivergedError("the field holds values that are not numbers", remedy="try another --seed")
+    chosen = choose_level(volume, shots)
+    level = settings.level or chosen.value
+    watch(Progress("mesh", 1, PARTS, f"level {level:.3g}"))
+    vertices, faces = extract(density, volume, level, settings.resolution)
+    watch(Progress("mesh", 2, PARTS, f"{len(faces)} faces"))
+    solid = clean(
+        vertices,
+        faces,
+        budget=settings.faces,
+        keep_components=settings.keep_components,
+        smoothing=settings.smoothing,
+        watertight=settings.watertight,
+    )
+    watch(Progress("mesh", 3, PARTS, f"painting {len(solid.faces)} faces"))
+    painted = paint(solid, colour, shots, mode=settings.texture, size=settings.texture_size)
+    watch(Progress("mesh", PARTS, PARTS))
+    return Made(
+        **vars(painted),
+        level=level,
+        margin=chosen.margin,
+        agreement=chosen.agreement,
+        dropped=solid.dropped,
+        closed=solid.closed,
+    )
+
+
+def take_shot(reference: Reference, lift: LiftSettings) -> Shot:
+    """The photo as the lift's camera sees it."""
+    own = reference.viewpoint
+    camera = type(own)(own.azimuth_deg, own.elevation_deg, lift.distance)
+    return Shot(reference.cutout.rgba, camera, half=math.tan(math.radians(lift.fov_deg) / 2))
