@@ -17,18 +17,32 @@ PACKAGE = Path(zero123cli.__file__).parent
 # From the ground up: a module imports only from rows above its own.
 ROWS = (
     {"errors", "watch", "cameras", "schedules"},
-    {"settings", "durable", "machine", "report", "framing", "workers", "diffusion.unpickle", "scenes.surface"},
-    {"models", "artifacts", "diffusion.tensorfiles", "diffusion.ldm", "diffusion.volume"},
+    {"settings", "durable", "machine", "report", "framing", "workers", "diffusion.unpickle"}
+    | {"scenes.surface", "meshing.shot", "meshing.mesh", "meshing.cleanup", "radiance.kernels_cpu"},
+    {"models", "artifacts", "diffusion.tensorfiles", "diffusion.ldm", "diffusion.volume"}
+    | {"meshing.isosurface", "meshing.texture", "meshing.write"}
+    | {"radiance.losses", "radiance.kernels_cuda", "radiance.rays"},
+    {"diffusion.rays", "radiance.hashgrid", "radiance.occupancy"},
     {"diffusion.viewmodel"},
-    {"fetching", "cache", "photos", "cutters", "diffusion.checkpoints", "diffusion.sampling", "diffusion.guidance"},
-    {"scenes.meshes", "scenes.raycast"},
-    {"stages.cutout", "stages.views", "scenes.solids"},
+    {"fetching", "cache", "photos", "cutters", "diffusion.lonevolume", "diffusion.sampling", "diffusion.guidance"}
+    | {"radiance.field"},
+    {"diffusion.checkpoints"},
+    {"scenes.meshes", "scenes.raycast", "radiance.render"},
+    {"stages.cutout", "stages.views", "scenes.solids", "meshing.gate", "radiance.fit"},
+    {"stages.lift"},
+    {"stages.mesh"},
     {"pipeline", "training.viewsets"},
     {"batch", "checkup", "training.packs", "training.targets"},
-    {"training.train"},
-    {"training.volumes"},
+    {"training.train", "training.albums", "training.backdrops", "training.saliency", "evaluation.metrics"},
+    {"training.volumes", "training.composites", "evaluation.rig", "evaluation.published"},
+    {"training.cutters", "training.denoisers", "evaluation.oracle"},
+    {"evaluation.shapes"},
+    {"evaluation.views"},
+    {"evaluation.evaluate"},
+    {"evaluation.page"},
     {"cli"},
 )
+APART = ("diffusion", "radiance", "meshing")  # meet only in stages
 LIGHT = {"errors", "watch", "settings", "machine", "batch", "models", "durable"}  # no torch, numpy or Pillow on import
 
 
@@ -38,7 +52,7 @@ def modules() -> dict[str, Path]:
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         name = ".".join(part for part in parts if part != "__init__")
-        if name not in ("", "stages", "diffusion", "scenes", "training", "__main__"):
+        if name not in ("", "stages", "scenes", "training", "evaluation", "__main__", *APART):
             found[name] = path
     return found
 
@@ -71,6 +85,7 @@ def test_imports_point_downwards(name: str) -> None:
     for target in imported(name, modules()[name]):
         if target and target in modules() and target.split(".")[0] != "cli":
             assert row_of(target) < row_of(name), f"{name} imports {target}"
+            assert target.split(".")[0] not in APART or name.split(".")[0] not in {*APART} - {target.split(".")[0]}
         elif target.split(".")[0] == "cli":
             assert name.split(".")[0] == "cli", f"{name} imports {target}"
 

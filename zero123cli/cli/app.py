@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import cache, cutout, data, doctor, models, presets, train, views
+from . import cache, cutout, data, doctor, eval, models, presets, reconstruct, train, views
 
 app = typer.Typer(
     name="zero123",
@@ -32,11 +32,13 @@ def root(
     pass
 
 
+app.command("reconstruct")(reconstruct.reconstruct)
 app.command("cutout")(cutout.cutout)
 app.command("views")(views.views)
 app.add_typer(models.app, name="models")
 app.add_typer(data.app, name="data")
 app.command("train")(train.train)
+app.add_typer(eval.app, name="eval")
 app.add_typer(presets.app, name="presets")
 app.add_typer(cache.app, name="cache")
 app.command("doctor")(doctor.doctor)

@@ -1,0 +1,505 @@
+"""`zero123 eval`: the paper's tables over a folder of meshes, the protocol beside every number."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options
+from .screen import screen
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from ..evaluation.evaluate import Protocol, Score
+    from ..evaluation.metrics import Estimate
+    from ..evaluation.published import Published
+    from ..evaluation.rig import Plan
+
+app = typer.Typer(help="Measure models on objects whose shape is known: the paper's tables.")
+
+WIDEST = 240  # letters of a table's line
+SECONDS = 3600.0  # that an object may take in a worker
+
+
+class ShapeProtocol(StrEnum):
+    P = "P"
+    F = "F"
+
+
+class ViewProtocol(StrEnum):
+    zero123 = "zero123"
+
+
+Dataset = Annotated[
+    Path | None, typer.Argument(metavar="[DATASET]", help="A folder of meshes, or a mesh.", show_default=False)
+]
+Model = Annotated[
+    str | None,
+    typer.Option(help="A name of `zero123 models list`, a file, a folder, or one of the rows that need no model."),
+]
+PoseKind = Annotated[options.PoseKind | None, typer.Option(help="What the model's fourth pose number means.")]
+Limit = Annotated[int, typer.Option(min=0, help="Only the first so many objects by name; 0 for all.")]
+Jobs = Annotated[int, typer.Option(min=0, max=256, help="Processes; 0 for one a core.")]
+Html = Annotated[Path | None, typer.Option(help="Also a page with pictures of every object, in one file.")]
+Compare = Annotated[
+    tuple[Path, Path] | None,
+    typer.Option(metavar="A.json B.json", help="Paired differences A - B of two runs with --json instead."),
+]
+WithPublished = Annotated[bool, typer.Option("--with-published", help="Figures of papers beside ours.")]
+PhotoElevation = Annotated[
+    float | None,
+    typer.Option(
+        min=-90, max=90, help="Tell the models how high the photo's camera stands; it is 20.", show_default="not told"
+    ),
+]
+VolumeAlone = Annotated[bool, typer.Option("--volume-alone", help="The model's volume, nothing refined.")]
+Threshold = Annotated[float, typer.Option(help="Volumes: the logit from which a cell is inside.")]
+Mirrored = Annotated[bool, typer.Option("--mirrored", help="Volumes: the mean of the photo's and its mirror image's.")]
+
+
+@app.command()
+def shape(
+    dataset: Dataset = None,
+    model: Model = None,
+    protocol: Annotated[ShapeProtocol, typer.Option(help="How shapes are compared.")] = ShapeProtocol.P,
+    limit: Limit = 0,
+    jobs: Jobs = 1,
+    photo_elevation: PhotoElevation = None,
+    volume_alone: VolumeAlone = False,
+    threshold: Threshold = 0.0,
+    mirrored: Mirrored = False,
+    html: Html = None,
+    compare: Compare = None,
+    with_published: WithPublished = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = options.DtypeKind.auto,
+    force: options.Force = False,
+    preset: options.Preset = None,
+    set_: options.Set = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+    progress: options.Progress = options.ProgressKind.auto,
+    color: options.Colour = options.ColourKind.auto,
+    cache_dir: options.CacheDir = None,
+    no_cache: options.NoCache = False,
+) -> int:
+    """Shapes from one photo of each object: IoU and Chamfer distance, or F-scores."""
+    from ..evaluation import evaluate, published, shapes
+
+    screen.configure(json=json, quiet=quiet, verbose=verbose, progress=progress.value, color=color.value)
+    if compare:
+        return show_comparison(*compare)
+    knobs = {"model.name": None if model in shapes.SHAPES else model, "views.photo_elevation": photo_elevation}
+    plan = make_plan(preset, set_, knobs, device, dtype.value, cache_dir, no_cache=no_cache)
+    plan = replace(plan, elevation_deg=photo_elevation, threshold=threshold, mirrored=mirrored)
+    run = Run(
+        title="shape",
+        protocol=evaluate.SHAPE_PROTOCOLS[protocol.value],
+        plan=plan,
+        model=model if model in shapes.SHAPES else "volume" if volume_alone else "reconstruct",
+        baselines=shapes.BASELINES,
+        published=published.SHAPES if with_published else (),
+    )
+    return measure(run, dataset, limit, jobs, html, force=force)
+
+
+@app.command()
+def views(
+    dataset: Dataset = None,
+    model: Model = None,
+    protocol: Annotated[ViewProtocol, typer.Option(help="How pictures are compared.")] = ViewProtocol.zero123,
+    size: Annotated[int, typer.Option(min=32, max=1024, help="Side of the pictures that are compared, px.")] = 64,
+    limit: Limit = 0,
+    jobs: Jobs = 1,
+    photo_elevation: PhotoElevation = None,
+    volume_alone: VolumeAlone = False,
+    mirrored: Mirrored = False,
+    lpips: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Weights of LPIPS: AlexNet and linear layers as an .npz.")
+    ] = None,
+    pose_kind: PoseKind = None,
+    sampler: Annotated[str | None, typer.Option(help="ddim-original, ddim, dpm++ or unipc.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Network calls a view.", show_default="50")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How much more the photo counts.", show_default="3.0")] = None,
+    seed: Annotated[int | None, typer.Option(help="Another seed, other pictures.", show_default="0")] = None,
+    html: Html = None,
+    compare: Compare = None,
+    with_published: WithPublished = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = options.DtypeKind.auto,
+    force: options.Force = False,
+    preset: options.Preset = None,
+    set_: options.Set = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+    progress: options.Progress = options.ProgressKind.auto,
+    color: options.Colour = options.ColourKind.auto,
+    cache_dir: options.CacheDir = None,
+    no_cache: options.NoCache = False,
+) -> int:
+    """Views of each object from its one photo: PSNR, SSIM, LPIPS and the masks' overlap."""
+    from .. import machine, pipeline
+    from ..evaluation import evaluate, published, shapes
+    from ..evaluation.views import BASELINES, VIEWS
+
+    screen.configure(json=json, quiet=quiet, verbose=verbose, progress=progress.value, color=color.value)
+    if compare:
+        return show_comparison(*compare)
+    knobs = {
+        "seed": seed,
+        "model.name": None if model in VIEWS else model,
+        "model.pose_kind": pose_kind.value if pose_kind else None,
+        "views.photo_elevation": photo_elevation,
+        "views.sampler": sampler,
+        "views.steps": steps,
+        "views.guidance": guidance,
+    }
+    plan = make_plan(preset, set_, knobs, device, dtype.value, cache_dir, no_cache=no_cache)
+    plan = replace(plan, elevation_deg=photo_elevation, mirrored=mirrored, size=size, views=True)
+    name = plan.settings.model.name
+    if model in VIEWS or not name:
+        asked = model or ""
+    else:
+        asked = "volume" if volume_alone or shapes.volume_head(pipeline.locate_model(name)) else "views"
+    known = machine.weights_folder() / "lpips_alex.npz"
+    chosen = evaluate.VIEW_PROTOCOLS[protocol.value]
+    run = Run(
+        title="views",
+        protocol=replace(chosen, name=f"{chosen.name} at {size} px"),
+        plan=plan,
+        model=asked,
+        baselines=BASELINES,
+        published=published.VIEWS if with_published else (),
+        lpips=lpips or (known if known.is_file() else None),
+    )
+    return measure(run, dataset, limit, jobs, html, force=force)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is measured how."""
+
+    title: str
+    protocol: Protocol
+    plan: Plan
+    model: str  # a row of SHAPES or VIEWS; empty for the baselines alone
+    baselines: tuple[str, ...]
+    published: tuple[Published, ...]
+    lpips: Path | None = None
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        return tuple(
+            dict.fromkeys([*(row for row in self.baselines if row != self.model), self.model or self.baselines[-1]])
+        )
+
+    def label(self, row: str) -> str:
+        """What people call a row: a model's own name, where it is one."""
+        name = self.plan.settings.model.name
+        return f"{Path(name).name} ({row})" if row in ("volume", "views", "reconstruct") and name else row
+
+
+def make_plan(
+    preset: str | None,
+    set_: list[str] | None,
+    knobs: dict[str, Any],
+    device: str,
+    dtype: str,
+    cache_dir: Path | None,
+    *,
+    no_cache: bool,
+) -> Plan:
+    from .. import machine
+    from ..evaluation.rig import Plan
+    from .session import open_cache, read_settings
+
+    settings = read_settings(preset, set_, knobs).settings
+    backend = machine.pick(device, dtype) if settings.model.name else machine.Backend("cpu", "float32", "CPU")
+    return Plan(settings, backend, open_cache(cache_dir, no_cache=no_cache, shared=False))
+
+
+def measure(run: Run, dataset: Path | None, limit: int, jobs: int, html: Path | None, *, force: bool) -> int:
+    """Shows every object to every model and prints what came of it; the exit code of the whole."""
+    from .. import batch, machine
+    from ..errors import MissingInputError, UsageError, gravest
+    from ..evaluation.evaluate import Job, Sheet, mean_cutout, score
+    from ..evaluation.evaluate import run as run_all
+    from ..evaluation.rig import list_meshes
+    from ..evaluation.shapes import load_net
+    from ..watch import Progress
+    from .data import gather_meshes
+
+    started = time.monotonic()
+    if dataset is None:
+        raise UsageError("name the objects", where="DATASET", remedy="give a folder of meshes, or --compare two runs")
+    found = list_meshes(gather_meshes([str(dataset)]), limit)
+    if not found:
+        raise MissingInputError("there are no meshes in it", where=str(dataset))
+    if html:
+        batch.check_target(html)
+        if html.exists() and not force:
+            raise batch.already_there(html)
+    if run.model == "volume":
+        load_net(run.plan)  # what is wrong with it shows before any work
+    if not run.model:
+        screen.note("eval: no model is named: these are the rows that need none")
+    screen.start(f"eval {run.title}: {len(found)} objects, {', '.join(map(run.label, run.rows))}", 1, 1)
+    watch = screen.watcher("")
+    mean = mean_cutout(found, run.plan) if "mean-picture" in run.rows else None
+    protocol = run.protocol.name.partition(" ")[0]
+    todo = [
+        Job(name, path, run.rows, protocol, run.plan, run.lpips, pictures=html is not None, mean=mean)
+        for name, path in found.items()
+    ]
+    sheets: dict[str, Sheet] = {}
+    codes = []
+    for done, result in enumerate(run_all(todo, jobs or machine.cores(), SECONDS), 1):
+        watch(Progress("eval", done, len(todo), result.job.name))
+        if result.failure:
+            codes.append(65)
+            screen.note(f"zero123: skipped: {result.job.name}: {result.failure}")
+            continue
+        sheets[result.job.name] = result.value
+        for row in result.value.rows:
+            if row.failure:
+                codes.append(row.code)
+                screen.note(f"zero123: {run.label(row.model)} failed on {row.name}: {row.failure}")
+    screen.stop()
+    ordered = [sheets[name] for name in found if name in sheets]
+    scores = [
+        score(model, run.protocol.name, [row for sheet in ordered for row in sheet.rows if row.model == model])
+        for model in run.rows
+    ]
+    show_scores(run, scores)
+    if html:
+        from ..evaluation.page import build_page
+
+        labels = {row: run.label(row) for row in run.rows}
+        page = build_page(run.title, run.protocol, scores, ordered, labels, run.published)
+        batch.write_output(html, page.encode(), force=force)
+        screen.note(f"eval: pictures -> {html}")
+    screen.finish(f"eval {run.title}: {len(ordered)} of {len(found)} objects, {time.monotonic() - started:.1f} s")
+    return gravest(codes)
+
+
+# Results --------------------------------------------------------------------------------------------------------------
+
+
+def show_scores(run: Run, scores: Sequence[Score]) -> None:
+    """The tables; with --json they go to stderr, and stdout gets an object for each row, the model's last."""
+    from ..evaluation.evaluate import compare, figures_of
+
+    last = scores[-1]
+    against = {
+        score.model: compare(figures_of(last.rows), figures_of(score.rows))
+        for score in scores[:-1]
+        if last.metrics and score.metrics
+    }
+    tables = [score_table(run, scores)]
+    said = f"{run.protocol.says}; means with 95 % intervals over objects"
+    if against:
+        tables.append(
+            difference_table(run.label(last.model), {run.label(row): found for row, found in against.items()})
+        )
+    tables.append(object_table(run, last))
+    if run.published:
+        tables.append(published_table(run))
+    show_tables(tables, f"protocol {run.protocol.name}: {said}")
+    if screen.json:
+        for score in scores:
+            screen.result("", as_facts(run, score, against if score is last else {}))
+
+
+def show_tables(tables: Sequence[Table], note: str = "") -> None:
+    """As wide as they are: a number that is cut off says nothing."""
+    import io
+
+    from rich.console import Console
+
+    page = io.StringIO()
+    console = Console(file=page, no_color=True, width=WIDEST)
+    for table in tables:
+        console.print(table)
+        console.print()
+    console.print(note, soft_wrap=True, markup=False, highlight=False)
+    text = "\n".join(line.rstrip() for line in page.getvalue().strip("\n").splitlines())
+    if not screen.json:
+        screen.print(text.encode())
+    elif not screen.quiet:
+        screen.write(text + "\n")
+
+
+def score_table(run: Run, scores: Sequence[Score]) -> Table:
+    from rich.table import Table
+
+    from ..evaluation.evaluate import METRICS
+
+    metrics = columns(run, scores)
+    table = Table(
+        "", box=None, pad_edge=False, title=f"{run.title}, protocol {run.protocol.name}", title_justify="left"
+    )
+    table.caption, table.caption_justify = f"{run.protocol.says}; 95 % intervals over objects", "left"
+    for key in metrics:
+        table.add_column(METRICS[key].label, justify="right", no_wrap=True)
+    for name in ("objects", "seconds"):
+        table.add_column(name, justify="right")
+    for score in scores:
+        cells = [shown(key, score.metrics.get(key), run) for key in metrics]
+        count = sum(not row.failure for row in score.rows)
+        table.add_row(run.label(score.model), *cells, str(count), f"{score.seconds:.1f}")
+    return table
+
+
+def published_table(run: Run) -> Table:
+    from rich.table import Table
+
+    from ..evaluation.evaluate import METRICS
+
+    keys = [key for key in METRICS if any(key in paper.figures for paper in run.published)]
+    table = Table("published", box=None, pad_edge=False)
+    for key in keys:
+        table.add_column(METRICS[key].label, justify="right", no_wrap=True)
+    for name in ("protocol", "source"):
+        table.add_column(name)
+    for paper in run.published:
+        cells = [f"{paper.figures[key]:.{METRICS[key].digits}f}" if key in paper.figures else "" for key in keys]
+        table.add_row(paper.model, *cells, paper.protocol, paper.source)
+    return table
+
+
+def columns(run: Run, scores: Sequence[Score]) -> list[str]:
+    """The protocol's metrics, then what some rows say beside them."""
+    more = {key: None for score in scores for key in score.metrics if key not in run.protocol.metrics}
+    return [*run.protocol.metrics, *more]
+
+
+def shown(key: str, found: Estimate | None, run: Run) -> str:
+    from ..evaluation.evaluate import METRICS
+
+    if found is None:
+        return "no weights" if key == "lpips" and not run.lpips else ""
+    digits = METRICS[key].digits
+    return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def difference_table(label: str, against: dict[str, dict[str, Estimate]]) -> Table:
+    from rich.table import Table
+
+    from ..evaluation.evaluate import METRICS
+
+    keys = list(next(iter(against.values())))
+    table = Table(f"{label} minus (paired)", box=None, pad_edge=False)
+    for key in keys:
+        table.add_column(METRICS[key].label, justify="right", no_wrap=True)
+    for row, found in against.items():
+        cells = []
+        for key in keys:
+            digits, one = METRICS[key].digits, found[key]
+            cells.append(f"{one.mean:+.{digits}f} [{one.low:+.{digits}f}, {one.high:+.{digits}f}]")
+        table.add_row(row, *cells)
+    return table
+
+
+def object_table(run: Run, score: Score) -> Table:
+    from rich.table import Table
+
+    from ..evaluation.evaluate import METRICS
+    from .screen import printable
+
+    keys = [key for key in columns(run, [score]) if key in score.metrics]
+    table = Table(run.label(score.model), box=None, pad_edge=False)
+    for key in keys:
+        table.add_column(METRICS[key].label, justify="right", no_wrap=True)
+    table.add_column("seconds", justify="right")
+    for row in score.rows:
+        cells = [f"{row.figures[key]:.{METRICS[key].digits}f}" for key in keys] if not row.failure else []
+        table.add_row(printable(row.name), *cells, *([f"{row.seconds:.2f}"] if cells else [row.failure]))
+    return table
+
+
+def as_facts(run: Run, score: Score, against: dict[str, dict[str, Estimate]]) -> dict[str, Any]:
+    """A row as JSON."""
+    good = [row for row in score.rows if not row.failure]
+    facts: dict[str, Any] = {
+        "protocol": run.protocol.name,
+        "how": run.protocol.says,
+        "model": run.label(score.model),
+        "n": len(good),
+        "seconds": round(score.seconds, 3),
+        "metrics": {key: as_numbers(found) for key, found in score.metrics.items()},
+        "objects": [
+            {"name": row.name, "seconds": round(row.seconds, 3)}
+            | ({"failure": row.failure, "code": row.code} if row.failure else rounded(row.figures))
+            for row in score.rows
+        ],
+        "photo_elevation": run.plan.elevation_deg,
+        "status": "ok" if len(good) == len(score.rows) and good else "error",
+        "code": 0,
+    }
+    if against:
+        facts["minus"] = {row: {key: as_numbers(one) for key, one in found.items()} for row, found in against.items()}
+    return facts
+
+
+def as_numbers(found: Estimate) -> dict[str, Any]:
+    return {"mean": round(found.mean, 6), "ci95": [round(found.low, 6), round(found.high, 6)]}
+
+
+def rounded(figures: dict[str, float]) -> dict[str, float]:
+    return {key: round(value, 6) for key, value in figures.items()}
+
+
+def show_comparison(one: Path, other: Path) -> int:
+    """Paired differences of two runs that were printed with --json."""
+    from ..errors import UsageError
+    from ..evaluation.evaluate import compare
+
+    first, second = read_run(one), read_run(other)
+    if first["protocol"] != second["protocol"]:
+        raise UsageError(
+            f"they were measured by {first['protocol']} and by {second['protocol']}",
+            where="--compare",
+            remedy="compare runs of one protocol",
+        )
+    found = compare(*({item.pop("name"): item for item in objects_of(run)} for run in (first, second)))
+    found.pop("seconds", None)
+    show_tables([difference_table(first["model"], {second["model"]: found})])
+    names = [{item["name"] for item in objects_of(run)} for run in (first, second)]
+    if screen.json:
+        facts = {"protocol": first["protocol"], "model": first["model"], "minus": second["model"]}
+        facts |= {"n": len(names[0] & names[1]), "metrics": {key: as_numbers(value) for key, value in found.items()}}
+        screen.result("", facts | {"status": "ok", "code": 0})
+    return 0
+
+
+def objects_of(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """Copies of the objects that were answered."""
+    return [dict(item) for item in run["objects"] if "failure" not in item]
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The last object of a file of JSON lines."""
+    import json
+
+    from ..errors import MissingInputError, UsageError
+
+    try:
+        run = json.loads(path.read_text("utf-8").strip().splitlines()[-1])
+        known = {"protocol", "model", "objects"} <= run.keys()
+    except OSError as error:
+        raise MissingInputError((error.strerror or "unreadable").lower(), where=str(path)) from error
+    except (ValueError, IndexError, AttributeError):
+        known = False
+    if not known:
+        raise UsageError("it is not what `zero123 eval --json` prints", where=str(path), remedy="check --compare")
+    return dict(run)

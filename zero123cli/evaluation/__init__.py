@@ -1,0 +1,1 @@
+"""The paper's tables: the same objects shown to every model, its answers measured by named protocols."""
