@@ -13,8 +13,8 @@ help: ## this list
 
 demo: $(VENV)/installed ## the main job on the photo in assets/
 	@mkdir -p out
-	@$(BIN)/zero123 cutout assets/coffee.jpg -o out/coffee.png --force
-	@ls -l out/coffee.png
+	@$(BIN)/zero123 reconstruct assets/coffee.jpg -o out/coffee.glb --force
+	@ls -l out/coffee.glb
 
 test: $(VENV)/tested ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not bench" $(ARGS)
@@ -41,7 +41,7 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/tested: $(VENV)/installed
-	@$(PIP) --editable ".[test,heic]"
+	@$(PIP) --editable ".[test,heic,train]"
 	@touch $@
 
 $(VENV)/checked: $(VENV)/tested

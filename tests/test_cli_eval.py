@@ -48,7 +48,7 @@ def lines(out: str) -> list[dict[str, Any]]:
 def test_shape_by_a_volume_net(run: Eval, objects: Path, tmp_path: Path) -> None:
     net = write_net(tmp_path / "net.safetensors", elevation=30)
     page = tmp_path / "page.html"
-    out, err = run("shape", objects, "--limit", 2, "--model", net, "--json", "--html", page)
+    out, err = run("shape", objects, "--limit", 2, "--model", net, "--volume-alone", "--json", "--html", page)
     rows = lines(out)
     assert [row["model"] for row in rows] == ["sphere", "extrusion", "inflate", "net.safetensors (volume)"]
     last = rows[-1]
@@ -72,7 +72,7 @@ def test_shape_by_a_volume_net(run: Eval, objects: Path, tmp_path: Path) -> None
 def test_tables_go_to_stdout_with_protocol_and_papers(run: Eval, objects: Path) -> None:
     out, err = run("shape", objects / "ball.obj", "--model", "inflate", "--with-published")
     assert "protocol P: both in a unit cube" in out
-    assert [line.split()[0] for line in out.splitlines() if line][1:4] == ["sphere", "extrusion", "inflate"]
+    assert [line.split()[0] for line in out.splitlines()[1:4]] == ["sphere", "extrusion", "inflate"]
     assert "0.505  0.0717" in out and "arXiv 2303.11328" in out
     out, err = run("shape", objects / "ball.obj", "--protocol", "F", "--model", "sphere", "-q")
     assert "F@0.05" in out and err == ""
@@ -118,9 +118,10 @@ def test_wrong_calls_are_named(run: Eval, objects: Path, tmp_path: Path) -> None
     assert "no such file" in run("shape", tmp_path / "nowhere", "--model", "sphere", code=66)[1]
     (tmp_path / "empty").mkdir()
     assert "no meshes" in run("views", tmp_path / "empty", "--model", "white", code=66)[1]
-    assert "unknown" in run("shape", objects, "--model", "inflat", code=2)[1]
+    assert "no weights are known" in run("shape", objects, "--model", "inflat", code=2)[1]
+    assert "no such file" in run("views", objects, "--model", tmp_path / "nowhere.safetensors", code=66)[1]
     (tmp_path / "bad.safetensors").write_bytes(write_net(tmp_path / "net.safetensors").read_bytes()[:5000])
-    run("shape", objects, "--model", tmp_path / "bad.safetensors", code=65)
+    assert "cut short" in run("shape", objects, "--model", tmp_path / "bad.safetensors", "--volume-alone", code=65)[1]
 
 
 def test_a_damaged_mesh_is_skipped_and_told(run: Eval, objects: Path) -> None:

@@ -93,7 +93,8 @@ def step(
             return hit(found, key, started, watch)
         artifact, cautions = run(make, watch)
         keep(cache, stage, key, artifact, cautions, watch)
-        discard(cache.root / "partial" / key)
+        with contextlib.suppress(OSError):  # it may stay: nothing reads it once the entry is there
+            discard(cache.root / "partial" / key)
     return Kept(artifact, key, False, time.monotonic() - started, cautions)
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Measure models on objects whose shape is known: the paper's tables.")
 
+NEEDS = ("volume", "views", "reconstruct")  # rows that need a model
 WIDEST = 240  # letters of a table's line
 SECONDS = 3600.0  # that an object may take in a worker
 
@@ -206,7 +207,7 @@ class Run:
     def label(self, row: str) -> str:
         """What people call a row: a model's own name, where it is one."""
         name = self.plan.settings.model.name
-        return f"{Path(name).name} ({row})" if row in ("volume", "views", "reconstruct") and name else row
+        return f"{Path(name).name} ({row})" if row in NEEDS and name else row
 
 
 def make_plan(
@@ -235,7 +236,7 @@ def measure(run: Run, dataset: Path | None, limit: int, jobs: int, html: Path | 
     from ..evaluation.evaluate import Job, Sheet, mean_cutout, score
     from ..evaluation.evaluate import run as run_all
     from ..evaluation.rig import list_meshes
-    from ..evaluation.shapes import load_net
+    from ..evaluation.shapes import load_net, load_prior
     from ..watch import Progress
     from .data import gather_meshes
 
@@ -249,8 +250,8 @@ def measure(run: Run, dataset: Path | None, limit: int, jobs: int, html: Path | 
         batch.check_target(html)
         if html.exists() and not force:
             raise batch.already_there(html)
-    if run.model == "volume":
-        load_net(run.plan)  # what is wrong with it shows before any work
+    if run.model in NEEDS:  # what is wrong with a model shows before any work
+        (load_net if run.model == "volume" else load_prior)(run.plan)
     if not run.model:
         screen.note("eval: no model is named: these are the rows that need none")
     screen.start(f"eval {run.title}: {len(found)} objects, {', '.join(map(run.label, run.rows))}", 1, 1)
@@ -345,10 +346,7 @@ def score_table(run: Run, scores: Sequence[Score]) -> Table:
     from ..evaluation.evaluate import METRICS
 
     metrics = columns(run, scores)
-    table = Table(
-        "", box=None, pad_edge=False, title=f"{run.title}, protocol {run.protocol.name}", title_justify="left"
-    )
-    table.caption, table.caption_justify = f"{run.protocol.says}; 95 % intervals over objects", "left"
+    table = Table(f"{run.title}, protocol {run.protocol.name}", box=None, pad_edge=False)
     for key in metrics:
         table.add_column(METRICS[key].label, justify="right", no_wrap=True)
     for name in ("objects", "seconds"):

@@ -49,7 +49,9 @@ def show(
         told = (
             loaded.origins[knob.key] if origin else f"{knob.meaning}" + (f" ({knob.allowed})" if knob.allowed else "")
         )
-        screen.result(f"{f'{name} = {as_toml(values[knob.key])}':34} # {told}")
+        value = values[knob.key]
+        said = f"{name} = {as_toml(value)}" if value is not None else f"# {name} ="  # TOML knows no nothing
+        screen.result(f"{said:34} # {told}")
 
 
 def as_toml(value: object) -> str:

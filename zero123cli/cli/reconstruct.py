@@ -103,13 +103,15 @@ def reconstruct(
     lock_timeout: options.LockTimeout = 600.0,
 ) -> int:
     """Turn each photo into a textured 3D mesh that stands upright and faces the front."""
+    import numpy as np
+
     from .. import batch, machine, photos, pipeline
     from ..artifacts import PhotoCamera
     from ..cache import digest
     from ..errors import UsageError
     from ..meshing.gate import REQUIREMENTS
     from ..meshing.gate import require as demand
-    from ..meshing.write import About, Placement, write
+    from ..meshing.write import About, Placement, placing, write
     from .session import open_cache, read_settings, record, run_items
 
     screen.configure(json=json, quiet=quiet, verbose=verbose, progress=progress.value, color=color.value)
@@ -131,6 +133,7 @@ def reconstruct(
     loaded = read_settings(preset, set_, knobs)
     settings = loaded.settings
     placement = Placement(up, front, read_height(height) if height else 0.0, origin)
+    placing(np.eye(3), placement)  # what is wrong with it shows before any work
     wanted = [name.strip() for name in (require or "").split(",") if name.strip()]
     for name in wanted:
         if name not in REQUIREMENTS:
