@@ -401,9 +401,15 @@ def with_model(call: Call, model: str | Path, code: int) -> str:
     return err
 
 
-def test_no_model_is_named(call: Call) -> None:
-    said = refused(call, "disc.png", "--azimuth", "90", code=2, quick=())
+def test_an_empty_name_is_no_model(call: Call) -> None:
+    said = refused(call, "disc.png", "--azimuth", "90", "--model", "", code=2, quick=())
     assert "--model" in said and "zero123 models list" in said
+
+
+def test_the_embedded_model_answers_when_none_is_named(call: Call) -> None:
+    out, err = call("disc.png", "--azimuth", "90", "-o", "side.png", "--device", "cpu", quick=())
+    assert out.split() == ["side.png"] and "pocket on " in err
+    assert Image.open("side.png").size == (64, 64)
 
 
 def test_a_model_that_is_not_there(call: Call) -> None:

@@ -12,7 +12,7 @@ from . import machine, models
 from .artifacts import Ask, Cutout, Field, Photo, PhotoCamera, View, Views, to_json
 from .cache import Cache, Kept, Stage, digest, entry_key, file_digest, holds, partial_folder, step
 from .cutters import CLASSICAL, EMBEDDED, Cutter, embedded_cutter, embedded_weights, rembg_cutter
-from .errors import MissingInputError, RefusedError, UnavailableError, WeightsError
+from .errors import MissingInputError, RefusedError, UnavailableError, UsageError, WeightsError
 from .machine import Backend
 from .meshing.mesh import Made
 from .models import CUTTERS, PREFERRED_CUTTERS, check_cutter, fetch_command, find_cutter
@@ -303,6 +303,9 @@ def pick_prior(settings: ModelSettings, backend: Backend, cache: Cache) -> Prior
 
 def locate_model(name: str) -> Path:
     """The file or folder of a view model: installed under that name, or simply there."""
+    if not name:
+        remedy = f"leave it out for {POCKET}, or name one of `zero123 models list`, a file or a folder"
+        raise UsageError("no view model is named", where="--model", remedy=remedy)
     if name == POCKET:
         own = machine.shipped("assets") / f"{POCKET}.safetensors"
         if not own.is_file():
