@@ -409,7 +409,8 @@ def test_an_empty_name_is_no_model(call: Call) -> None:
 def test_the_embedded_model_answers_when_none_is_named(call: Call) -> None:
     out, err = call("disc.png", "--azimuth", "90", "-o", "side.png", "--device", "cpu", quick=())
     assert out.split() == ["side.png"] and "pocket on " in err
-    assert Image.open("side.png").size == (64, 64)
+    with Image.open("side.png") as picture:
+        assert picture.size == (64, 64)
 
 
 def test_a_model_that_is_not_there(call: Call) -> None:
