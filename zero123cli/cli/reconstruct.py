@@ -109,7 +109,7 @@ def reconstruct(
     from ..artifacts import PhotoCamera
     from ..cache import digest
     from ..errors import UsageError
-    from ..meshing.gate import REQUIREMENTS
+    from ..meshing.gate import refuse_unknown
     from ..meshing.gate import require as demand
     from ..meshing.write import About, Placement, placing, write
     from .session import open_cache, read_settings, record, run_items
@@ -135,10 +135,7 @@ def reconstruct(
     placement = Placement(up, front, read_height(height) if height else 0.0, origin)
     placing(np.eye(3), placement)  # what is wrong with it shows before any work
     wanted = [name.strip() for name in (require or "").split(",") if name.strip()]
-    for name in wanted:
-        if name not in REQUIREMENTS:
-            known = ", ".join(REQUIREMENTS)
-            raise UsageError(f"{name!r} cannot be required", where="--require", remedy=f"known are {known}")
+    refuse_unknown(wanted, "--require")
     suffix = "." + format_.lower().removeprefix(".")
     if suffix not in SUFFIXES:
         raise UsageError(f"{format_!r} is no mesh format", where="--format", remedy=f"use one of {' '.join(SUFFIXES)}")
@@ -160,8 +157,8 @@ def reconstruct(
 
         given = [(photos.read(item.source), 0.0, settings.views.photo_elevation)]
         given += [(photos.read(path), azimuth, elevation) for path, azimuth, elevation in further]
-        kept_before = pipeline.has_mesh(given, settings, tool, prior, cache)
-        if item.target.exists() and not force and not kept_before:
+        in_the_way = item.target.exists() and not force
+        if in_the_way and not pipeline.has_mesh(given, settings, tool, prior, cache):
             raise batch.already_there(item.target)
         posed = []
         for photo, azimuth, elevation in given:
@@ -214,17 +211,13 @@ def reconstruct(
 
 def check_file(item: Item, posed: Any, mesh: Any, placement: Any, lift: Any) -> Verdict:
     """What was written, read back and held against the photo."""
-    import math
-
-    from ..cameras import Viewpoint
     from ..meshing.gate import judge
-    from ..meshing.shot import Shot
+    from ..meshing.shot import shot_of
     from ..meshing.write import UNITS as FILE_UNITS
     from ..meshing.write import placing
 
     views = posed.views.artifact
-    camera = Viewpoint(0.0, views.photo_elevation_deg, lift.distance)
-    shot = Shot(posed.cutout.artifact.rgba, camera, half=math.tan(math.radians(lift.fov_deg) / 2))
+    shot = shot_of(posed.cutout.artifact.rgba, 0.0, views.photo_elevation_deg, lift.distance, lift.fov_deg)
     matrix = placing(mesh.vertices, placement)
     matrix[:3] *= FILE_UNITS.get(item.target.suffix.lower(), 1.0)
     return judge(item.target, shot, matrix)

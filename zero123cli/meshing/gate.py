@@ -81,13 +81,17 @@ def judge(path: Path, shot: Shot | None = None, placed: np.ndarray | None = None
 
 def require(verdict: Verdict, wanted: Sequence[str], where: str = "") -> None:
     """Raises unless the file is all that is wanted, by the names of REQUIREMENTS."""
-    for name in wanted:
-        if name not in REQUIREMENTS:
-            raise UsageError(f"{name!r} cannot be required", remedy=f"known are {', '.join(REQUIREMENTS)}")
+    refuse_unknown(wanted)
     missing = [name for name in wanted if not REQUIREMENTS[name](verdict)]
     if missing:
         what = f"the mesh is not {' and not '.join(missing)}"
         raise NothingFoundError(what, where=where, remedy="try other settings, or require less")
+
+
+def refuse_unknown(wanted: Sequence[str], where: str = "") -> None:
+    for name in wanted:
+        if name not in REQUIREMENTS:
+            raise UsageError(f"{name!r} cannot be required", where=where, remedy=f"known are {', '.join(REQUIREMENTS)}")
 
 
 REQUIREMENTS: dict[str, Callable[[Verdict], bool]] = {

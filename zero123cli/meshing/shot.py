@@ -31,6 +31,11 @@ class Shot:
         return int(self.rgba.shape[0])
 
 
+def shot_of(rgba: np.ndarray, azimuth_deg: float, elevation_deg: float, distance: float, fov_deg: float) -> Shot:
+    """A cutout as a recipe's camera sees it: from the photo's direction, at the recipe's distance and field of view."""
+    return Shot(rgba, Viewpoint(azimuth_deg, elevation_deg, distance), half=math.tan(math.radians(fov_deg) / 2))
+
+
 @dataclass(frozen=True)
 class Raster:
     """For each pixel the nearest triangle at its centre."""

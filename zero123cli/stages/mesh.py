@@ -5,7 +5,6 @@ Letters: P points, C channels of colour.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +14,7 @@ from ..errors import DivergedError
 from ..meshing.cleanup import clean
 from ..meshing.isosurface import choose_level, extract, look_over
 from ..meshing.mesh import Made
-from ..meshing.shot import Shot
+from ..meshing.shot import shot_of
 from ..meshing.texture import paint
 from ..radiance.field import colour_at, density_at
 from ..settings import LiftSettings, MeshSettings
@@ -34,7 +33,10 @@ def make_mesh(
 ) -> Made:
     """The field's surface in the photos' colours."""
     known = to_field(field)
-    shots = [take_shot(reference, lift) for reference in references]
+    shots = [
+        shot_of(one.cutout.rgba, one.azimuth_deg, one.views.photo_elevation_deg, lift.distance, lift.fov_deg)
+        for one in references
+    ]
 
     def density(points: np.ndarray) -> np.ndarray:
         return density_at(known, points)
@@ -71,10 +73,3 @@ def make_mesh(
         dropped=solid.dropped,
         closed=solid.closed,
     )
-
-
-def take_shot(reference: Reference, lift: LiftSettings) -> Shot:
-    """The photo as the lift's camera sees it."""
-    own = reference.viewpoint
-    camera = type(own)(own.azimuth_deg, own.elevation_deg, lift.distance)
-    return Shot(reference.cutout.rgba, camera, half=math.tan(math.radians(lift.fov_deg) / 2))
