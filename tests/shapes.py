@@ -7,18 +7,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import trimesh
 from torch import Tensor
 
 from zero123cli.cameras import Viewpoint
+from zero123cli.meshing.cleanup import clean
+from zero123cli.meshing.isosurface import choose_level, extract, look_over
 from zero123cli.radiance.field import Field, density_at
 from zero123cli.radiance.occupancy import Marching, Occupancy
 from zero123cli.radiance.rays import Rays, cast_rays
-from zero123cli.radiance.render import render_blocks
+from zero123cli.radiance.render import render, render_blocks
 from zero123cli.scenes import raycast
 from zero123cli.scenes.surface import Material, Surface, normalise
 
-LEVEL = 7.0  # density: half opaque over a tenth of the object
 Painted = tuple[trimesh.Trimesh, tuple[float, float, float]]
 
 
@@ -75,6 +77,42 @@ def show(prepared: raycast.Prepared, count: int, size: int, seed: int) -> Shown:
     return Shown(cast_rays(views, size), torch.from_numpy(pixels))
 
 
+def fit_views(
+    field: Field,
+    occupancy: Occupancy,
+    rays: Rays,
+    pixels: Tensor,  # (R, C + 1), straight alpha, in [0, 1]
+    *,
+    steps: int = 300,
+    batch: int = 4096,
+    rate: float = 0.01,
+    marching: Marching | None = None,
+    generator: torch.Generator | None = None,
+) -> None:
+    """The usual photometric fit, in front of a background that changes, so that what is see-through is told apart."""
+    marching = marching or Marching()
+    channels = field.description.channels
+    optimiser = torch.optim.Adam(field.parameters(), rate, (0.9, 0.99), eps=1e-15, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, steps, pct_start=0.1)
+    for step in range(steps):
+        if step % 16 == 0:
+            occupancy.update(field.density, marching.step, generator, everywhere=step < 64)
+        which = torch.randint(len(rays), (batch,), generator=generator).to(rays.origins.device)
+        background = torch.rand(batch, channels, generator=generator).to(rays.origins.device)
+        seen = render(
+            field, rays[which], occupancy, marching=marching, background=background, faint=1e-3,
+            generator=generator,
+        )  # fmt: skip
+        alpha = pixels[which, channels:]
+        wanted = pixels[which, :channels] * alpha + background * (1 - alpha)
+        loss = F.mse_loss(seen.colour, wanted) + F.mse_loss(seen.opacity, alpha[:, 0])
+        if loss.requires_grad:
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
+            optimiser.step()
+        schedule.step()
+
+
 def psnr(field: Field, occupancy: Occupancy, shown: Shown) -> float:
     """On white."""
     marching = Marching(stratified=False)
@@ -84,20 +122,20 @@ def psnr(field: Field, occupancy: Occupancy, shown: Shown) -> float:
     return float(-10 * (seen - wanted).square().mean().log10())
 
 
-def overlap(field: Field, prepared: raycast.Prepared, cells: int = 96) -> float:
-    """IoU of what marching cubes encloses with what is known to be inside."""
-    import mcubes  # type: ignore[import-not-found, unused-ignore]
+def overlap(field: Field, prepared: raycast.Prepared) -> float:
+    """IoU of the program's own surface of a field with what is known to be inside."""
 
-    line = (np.arange(cells) + 0.5) / cells - 0.5
-    places = np.stack(np.meshgrid(line, line, line, indexing="ij"), -1).astype(np.float32)
-    density = np.pad(density_at(field, places), 1)  # closed at the sides
-    vertices, faces = mcubes.marching_cubes(density, LEVEL)
-    mesh = trimesh.Trimesh((vertices - 0.5) / cells - 0.5, faces[:, ::-1])
-    ours = raycast.occupancy(raycast.prepare(plain(mesh)), 64)
+    def density(points: np.ndarray) -> np.ndarray:
+        return density_at(field, points)
+
+    volume = look_over(density, reach=field.description.bound)
+    found = clean(*extract(density, volume, choose_level(volume).value, 128))
+    ours = raycast.occupancy(raycast.prepare(plain(found.vertices, found.faces)), 64)
     theirs = raycast.occupancy(prepared, 64)
     return float((ours & theirs).sum() / (ours | theirs).sum())
 
 
-def plain(mesh: trimesh.Trimesh) -> Surface:
-    faces = mesh.faces.astype(np.int32)
-    return Surface(mesh.vertices.astype(np.float32), faces, (Material((1, 1, 1, 1)),), np.zeros(len(faces), np.int32))
+def plain(vertices: np.ndarray, faces: np.ndarray) -> Surface:
+    return Surface(
+        vertices.astype(np.float32), faces.astype(np.int32), (Material((1, 1, 1, 1)),), np.zeros(len(faces), np.int32)
+    )

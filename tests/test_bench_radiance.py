@@ -20,7 +20,7 @@ from torch import Tensor
 
 from zero123cli.cameras import Viewpoint
 from zero123cli.radiance.field import Field, FieldDescription
-from zero123cli.radiance.fit import fit_views, fit_volume
+from zero123cli.radiance.fit import fit_volume
 from zero123cli.radiance.hashgrid import GridDescription, encode, is_installed, make_table
 from zero123cli.radiance.occupancy import Marching, Occupancy, march, march_torch
 from zero123cli.radiance.rays import Rays, cast_rays, enter_box
@@ -166,9 +166,12 @@ from zero123cli.radiance.occupancy import Occupancy
 from zero123cli.radiance.rays import cast_rays
 from zero123cli.radiance.render import render
 started = time.perf_counter()
-field = Field()
+field, occupancy = Field(), Occupancy(0.6)
+line = (torch.arange(32) + 0.5) / 32 * 1.2 - 0.6
+occupancy.opacity.copy_((torch.stack(torch.meshgrid(line, line, line, indexing='ij')).norm(dim=0) < 0.346).float())
+occupancy.settle()
 for size in (4, 128):
-    render(field, cast_rays([Viewpoint()], size), Occupancy(0.6)).colour.mean().backward()
+    render(field, cast_rays([Viewpoint()], size), occupancy).colour.mean().backward()
     if size == 4:
         print(time.perf_counter() - started)
 kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -183,7 +186,7 @@ def test_the_first_call_compiles_soon_and_memory_stays_small(tmp_path: Path) -> 
         run = subprocess.run([sys.executable, "-c", FIRST_CALL], env=env, check=True, capture_output=True, text=True)
         told.append([float(line) for line in run.stdout.split()])
     print(f"\nfirst call on a machine {told[0][0]:.1f} s, of a process {told[1][0]:.2f} s")
-    print(f"peak memory of a process that renders 128x128, everything occupied: {told[0][1]:.2f} GiB")
+    print(f"peak memory of a process that renders 128x128, 10% occupied: {told[0][1]:.2f} GiB")
     assert told[0][0] < 5
     assert max(told[0][1], told[1][1]) < 1.5
 
@@ -234,7 +237,7 @@ def test_it_learns_a_shape_within_a_minute(name: str, make: Callable[[], Surface
     field, occupancy = Field(generator=torch.Generator().manual_seed(0)), Occupancy(0.6)
     chance = torch.Generator().manual_seed(1)
     taken = seconds(
-        lambda: fit_views(field, occupancy, given.rays, given.pixels, steps=300, generator=chance, batch=4096)
+        lambda: shapes.fit_views(field, occupancy, given.rays, given.pixels, steps=600, generator=chance, batch=4096)
     )
     held_out, iou = shapes.psnr(field, occupancy, shapes.show(prepared, 8, 96, seed=1)), shapes.overlap(field, prepared)
     print(f"\n{name}: {held_out:.1f} dB on views held out, IoU {iou:.3f}, {taken:.0f} s")

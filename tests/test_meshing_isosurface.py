@@ -219,7 +219,7 @@ def test_outline_at_a_level_is_that_of_the_mesh() -> None:
     """One march of the rays says for every level what the meshes' outlines are."""
     volume = look_over(torus, cells=64)
     shot = Shot(np.zeros((1, 1, 4), np.uint8), Viewpoint(30, 40), half=0.4)
-    top, _ = march(volume, shot, 96)
+    top = march(volume, shot, 96).top
     for level in (5.0, 20.0, 35.0):
         vertices, faces = extract(torus, volume, level, 64)
         outline = look_at(shot, vertices, faces, 96).face >= 0
@@ -230,10 +230,8 @@ def test_opacity_is_that_of_the_integral() -> None:
     def slab(points: np.ndarray) -> np.ndarray:
         return 3.0 * (np.abs(points[:, 2]) < 0.2).astype(np.float32)
 
-    _, opacity = march(
-        look_over(slab, cells=120), Shot(np.zeros((1, 1, 4), np.uint8), Viewpoint(0, 0, 5), half=0.02), 8
-    )
-    assert opacity == pytest.approx(np.full((8, 8), 1 - np.exp(-3 * 0.4)), abs=0.02)
+    look = march(look_over(slab, cells=120), Shot(np.zeros((1, 1, 4), np.uint8), Viewpoint(0, 0, 5), half=0.02), 8)
+    assert look.opacity == pytest.approx(np.full((8, 8), 1 - np.exp(-3 * 0.4)), abs=0.02)
 
 
 def test_blemishes_are_counted() -> None:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from zero123cli.cameras import Viewpoint
 from zero123cli.radiance.field import Field, FieldDescription
-from zero123cli.radiance.fit import fit_views
 from zero123cli.radiance.hashgrid import GridDescription
 from zero123cli.radiance.occupancy import Marching, Occupancy
 from zero123cli.radiance.rays import Rays, Samples, cast_rays
@@ -239,7 +238,7 @@ def test_it_learns_two_spheres() -> None:
     occupancy = Occupancy(description.bound)
     marching = Marching(step=0.025)
     chance = torch.Generator().manual_seed(1)
-    fit_views(
+    shapes.fit_views(
         field,
         occupancy,
         given.rays,

@@ -33,9 +33,10 @@ BATCH = 1 << 17  # points of one call of the field
 NUDGE = 1e-3  # by which squashed values stay off 1/2, so that no vertex falls on a lattice point
 LEVELS = 32  # that are tried
 LOOK_SIDE = 96  # px of the pictures in which levels are compared
+FAINT = 1e-3  # share of a ray's picture that does not matter
 ORBIT = tuple(Viewpoint(azimuth, elevation) for azimuth, elevation in ((45, 20), (135, -10), (225, 20), (315, 50)))
 SPECK = 0.01  # share of the largest piece below which a piece is a speck
-PHOTO = 2.0  # how much more the photo counts than the field's own opacity
+PHOTO, HELD = 4.0, 0.75  # how much more the photo, and how much less what is held, count than the field's own opacity
 BLEMISH = 0.005  # what a further piece, handle or cavity costs, in agreement
 MOST_BLEMISHES = 20  # that are counted
 NEAR_BEST = 0.01  # levels that score this much less are as good
@@ -100,14 +101,15 @@ def choose_level(volume: Volume, shots: Sequence[Shot] = ()) -> Level:
     """The level whose outline agrees best with the photos' masks and the field's opacity, with the fewest blemishes.
 
     A surface's outline at a level is where the largest density on a ray is above it: one march of the rays serves all
-    levels.
+    levels. Outlines alone would let a high level hollow the object out, since a ray needs a single dense place to be
+    covered; so it also counts how much of what the field shows the surface still holds.
     """
     from scipy.ndimage import zoom
 
     around = [Shot(np.zeros((1, 1, 4), np.uint8), viewpoint, half=0.5) for viewpoint in ORBIT]
     looks = [march(volume, shot) for shot in around]
-    solid = [opacity > 0.5 for _, opacity in looks]
-    tops = np.concatenate([top[mask] for (top, _), mask in zip(looks, solid, strict=True)])
+    solid = [look.opacity > 0.5 for look in looks]
+    tops = np.concatenate([look.top[mask] for look, mask in zip(looks, solid, strict=True)])
     if not len(tops):
         raise NothingFoundError(
             "the field is empty: no ray meets anything solid",
@@ -115,16 +117,17 @@ def choose_level(volume: Volume, shots: Sequence[Shot] = ()) -> Level:
         )
     peak = float(np.quantile(tops, 0.95))
     levels = np.geomspace(peak / 300, peak * 0.95, LEVELS)
-    opacity = np.array([np.mean([overlap(top > level, mask) for (top, _), mask in zip(looks, solid, strict=True)])
+    opacity = np.array([np.mean([overlap(look.top > level, mask) for look, mask in zip(looks, solid, strict=True)])
                         for level in levels])  # fmt: skip
+    held = np.mean([look.held(levels) for look in looks], 0)
     agreement = opacity
     if shots:
-        tops_seen = [march(volume, shot)[0] for shot in shots]
+        tops_seen = [march(volume, shot).top for shot in shots]
         masks = [zoom(shot.rgba[..., 3] / 255, LOOK_SIDE / shot.side, order=1, grid_mode=True, mode="nearest") > 0.5
                  for shot in shots]  # fmt: skip
         agreement = np.array([np.mean([overlap(top > level, mask) for top, mask in zip(tops_seen, masks, strict=True)])
                               for level in levels])  # fmt: skip
-    merit = (PHOTO * agreement + opacity) / (PHOTO + 1)
+    merit = (PHOTO * agreement + opacity + HELD * held) / (PHOTO + 1 + HELD)
     inside = crop(volume.values, levels[0])
     counts = [(0, MOST_BLEMISHES)] * LEVELS
     score = merit - BLEMISH * MOST_BLEMISHES
@@ -167,21 +170,41 @@ def crop(values: np.ndarray, level: float) -> np.ndarray:
     return values[tuple(slice(span[0], span[-1] + 1) if len(span) else slice(0) for span in spans)]
 
 
-def march(volume: Volume, shot: Shot, side: int = LOOK_SIDE) -> tuple[np.ndarray, np.ndarray]:  # float (side, side)
-    """The largest density on each ray, and how much of what lies behind the field hides."""
+@dataclass(frozen=True)
+class Look:
+    """A volume from one side."""
+
+    top: np.ndarray  # float (side, side): the largest density on each ray
+    opacity: np.ndarray  # float (side, side): how much of what lies behind the field hides
+    densities: np.ndarray  # float (P,), of the places that make up the picture
+    weights: np.ndarray  # float (P,), their shares of it
+
+    def held(self, levels: np.ndarray) -> np.ndarray:  # (L,), rising -> (L,)
+        """The share of the picture that lies above each level."""
+        shares = np.histogram(self.densities, [*levels, np.inf], weights=self.weights)[0]
+        return np.cumsum(shares[::-1])[::-1] / max(float(self.weights.sum()), 1e-12)
+
+
+def march(volume: Volume, shot: Shot, side: int = LOOK_SIDE) -> Look:
     from scipy.ndimage import map_coordinates
 
     origin, ways = cast(shot, side)
     span = math.sqrt(3) * volume.reach
     step = 2 * volume.reach / volume.cells
+    lengths = step * np.linalg.norm(ways, axis=-1)
     depths = shot.viewpoint.distance + np.arange(-span, span, step)
-    top, total = np.zeros((side, side), np.float32), np.zeros((side, side), np.float32)
+    top, clear = np.zeros((side, side), np.float32), np.ones((side, side), np.float32)
+    densities, weights = [], []
     for depth in depths[depths > 0]:
         lattice = (origin + ways * depth + volume.reach) / step
         values = map_coordinates(volume.values, np.moveaxis(lattice, -1, 0), order=1, cval=0.0, prefilter=False)
         np.maximum(top, values, out=top)
-        total += values
-    return top, 1 - np.exp(-total * step * np.linalg.norm(ways, axis=-1))
+        passed = (clear * np.exp(-values * lengths)).astype(np.float32)
+        seen = clear - passed > FAINT
+        densities.append(values[seen])
+        weights.append((clear - passed)[seen])
+        clear = passed
+    return Look(top, 1 - clear, np.concatenate(densities), np.concatenate(weights))
 
 
 def overlap(one: np.ndarray, other: np.ndarray) -> float:

@@ -1,6 +1,6 @@
-"""A field made to look like something known: a volume of colours and opacities, or pictures with their cameras.
+"""A field made to look like a volume of colours and opacities.
 
-Letters: G cells of a side, P points, R rays, C channels of colour.
+Letters: G cells of a side, C channels of colour.
 """
 
 from __future__ import annotations
@@ -9,15 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..watch import Progress, Watch, silent
 from .field import Field
-from .occupancy import Marching, Occupancy
-from .rays import Rays
-from .render import render
-
-FAINT = 1e-3  # opacity of samples that don't matter
-WARM = 64  # steps after which only occupied cells and a quarter of the others are looked after
-EVERY = 16  # steps between two looks
 
 
 def fit_volume(
@@ -56,41 +48,3 @@ def fit_volume(
         loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
         optimiser.step()
         schedule.step()
-
-
-def fit_views(
-    field: Field,
-    occupancy: Occupancy,
-    rays: Rays,
-    pixels: Tensor,  # (R, C + 1), straight alpha, in [0, 1]
-    *,
-    steps: int = 300,
-    batch: int = 4096,
-    rate: float = 0.01,
-    marching: Marching | None = None,
-    generator: torch.Generator | None = None,
-    watch: Watch = silent,
-) -> None:
-    """The usual photometric fit, in front of a background that changes, so that what is see-through is told apart."""
-    marching = marching or Marching()
-    channels = field.description.channels
-    optimiser = torch.optim.Adam(field.parameters(), rate, (0.9, 0.99), eps=1e-15, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, steps, pct_start=0.1)
-    for step in range(steps):
-        if step % EVERY == 0:
-            occupancy.update(field.density, marching.step, generator, everywhere=step < WARM)
-        which = torch.randint(len(rays), (batch,), generator=generator).to(rays.origins.device)
-        background = torch.rand(batch, channels, generator=generator).to(rays.origins.device)
-        seen = render(
-            field, rays[which], occupancy, marching=marching, background=background, faint=FAINT,
-            generator=generator, watch=watch,
-        )  # fmt: skip
-        alpha = pixels[which, channels:]
-        wanted = pixels[which, :channels] * alpha + background * (1 - alpha)
-        loss = F.mse_loss(seen.colour, wanted) + F.mse_loss(seen.opacity, alpha[:, 0])
-        if loss.requires_grad:
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
-            optimiser.step()
-        schedule.step()
-        watch(Progress("fit", step + 1, steps))

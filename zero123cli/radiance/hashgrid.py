@@ -230,7 +230,7 @@ def gather_numba(points: Tensor, ways: Tensor | None, table: Tensor, grid: GridD
 
 
 def scatter_numba(points: Tensor, ways: Tensor | None, grad: Tensor, grid: GridDescription) -> Tensor:
-    out = torch.zeros(rows_of(grid), grid.features)
+    out = torch.from_numpy(np.zeros((rows_of(grid), grid.features), np.float32))  # its pages are large ones
     fixed = (array(points), array(ways), array(grad), *arrays(grid), array(out))
     # The fine levels take longest, so they come first.
     kernels_cpu.share(kernels_cpu.scatter, [(*fixed, level) for level in reversed(range(grid.levels))])

@@ -145,23 +145,33 @@ LOT = 64  # points whose rows are found together, eight or sixteen in one instru
 @compiled
 def find_lot(points: Any, ways: Any, scale: Any, level: Any, begin: int, count: int, places: Any, factors: Any) -> None:
     """places (11, LOT): rows in the table of the eight corners, then the cell; factors (8, LOT): the corners' own."""
-    half, one = np.float32(0.5), np.float32(1)
+    half, one, none = np.float32(0.5), np.float32(1), np.int32(0)
+    inner = np.empty((3, LOT), np.float32)
     for t in range(count):
-        p = begin + t
-        px, py, pz = (
-            in_box(points[p, 0]) * scale + half,
-            in_box(points[p, 1]) * scale + half,
-            in_box(points[p, 2]) * scale + half,
-        )
-        i, j, k = np.int32(whole(px)), np.int32(whole(py)), np.int32(whole(pz))
-        u, v, w = px - np.float32(i), py - np.float32(j), pz - np.float32(k)
-        places[8, t], places[9, t], places[10, t] = i, j, k
-        if len(ways):
-            q = slope(u, v, w, ways[p, 0] * scale, ways[p, 1] * scale, ways[p, 2] * scale)
-        else:
-            q = product(one - u, u, one - v, v, one - w, w)
-        for corner in range(8):
-            factors[corner, t] = q[corner]
+        inner[0, t], inner[1, t], inner[2, t] = points[begin + t, 0], points[begin + t, 1], points[begin + t, 2]
+    for axis in range(3):
+        for t in range(count):
+            x = inner[axis, t]
+            x = np.float32(0) if x < 0 else (one if x > 1 else x)
+            x = x * scale + half
+            i = np.int32(x) if x >= 0 else none
+            places[8 + axis, t] = i
+            inner[axis, t] = x - np.float32(i)
+    if len(ways):
+        for t in range(count):
+            p = begin + t
+            q = slope(inner[0, t], inner[1, t], inner[2, t], ways[p, 0] * scale, ways[p, 1] * scale, ways[p, 2] * scale)
+            for corner in range(8):
+                factors[corner, t] = q[corner]
+    else:
+        for t in range(count):
+            u, v, w = inner[0, t], inner[1, t], inner[2, t]
+            cu, cv, cw = one - u, one - v, one - w
+            a, b, c, d = cv * cw, v * cw, cv * w, v * w
+            factors[0, t], factors[1, t] = cu * a, u * a
+            factors[2, t], factors[3, t] = cu * b, u * b
+            factors[4, t], factors[5, t] = cu * c, u * c
+            factors[6, t], factors[7, t] = cu * d, u * d
     first, rows, side = np.int32(level[0]), np.int32(level[1]), np.int32(level[2])
     if level[3]:
         layer = np.int32(side * side)
