@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zero123cli.cameras import Viewpoint
 from zero123cli.meshing.cleanup import clean
-from zero123cli.meshing.isosurface import choose_level, extract, look_over
+from zero123cli.meshing.isosurface import choose_level, extract, fill_inside, look_over
 from zero123cli.radiance.field import Field, density_at
 from zero123cli.radiance.occupancy import Marching, Occupancy
 from zero123cli.radiance.rays import Rays, cast_rays
@@ -129,7 +129,8 @@ def overlap(field: Field, prepared: raycast.Prepared) -> float:
         return density_at(field, points)
 
     volume = look_over(density, reach=field.description.bound)
-    found = clean(*extract(density, volume, choose_level(volume).value, 128))
+    level = choose_level(volume).value
+    found = clean(*extract(*fill_inside(density, volume, level), level, 128))
     ours = raycast.occupancy(raycast.prepare(plain(found.vertices, found.faces)), 64)
     theirs = raycast.occupancy(prepared, 64)
     return float((ours & theirs).sum() / (ours | theirs).sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -22,6 +23,7 @@ from zero123cli.meshing.isosurface import (
     count_blemishes,
     euler_number,
     extract,
+    fill_inside,
     look_over,
     march,
 )
@@ -232,6 +234,24 @@ def test_opacity_is_that_of_the_integral() -> None:
 
     look = march(look_over(slab, cells=120), Shot(np.zeros((1, 1, 4), np.uint8), Viewpoint(0, 0, 5), half=0.02), 8)
     assert look.opacity == pytest.approx(np.full((8, 8), 1 - np.exp(-3 * 0.4)), abs=0.02)
+
+
+def test_a_shell_with_pinholes_is_filled() -> None:
+    """Hollow by chance: no picture says so. The opening of a cup stays open."""
+
+    def sieve(points: np.ndarray) -> np.ndarray:
+        radius = np.linalg.norm(points, axis=1)
+        pricked = (np.abs(points[:, 1]) < 0.005) & (np.abs(points[:, 2]) < 0.005)
+        return np.where((radius < 0.4) & (radius > 0.3) & ~pricked, 20.0, 0.0).astype(np.float32)
+
+    def cup(points: np.ndarray) -> np.ndarray:
+        return np.where((points[:, 1] > 0) & (np.linalg.norm(points[:, ::2], axis=1) < 0.2), 0, sieve(points))
+
+    for field, volume in ((sieve, 0.4**3), (cup, 0.4**3 - 0.3**3)):
+        seen = look_over(field)
+        vertices, faces = extract(*fill_inside(field, seen, 10.0), 10.0, 128)
+        hole = 0.01384 if field is cup else 0.0  # where the opening goes through the wall
+        assert measure_volume(vertices, faces) == pytest.approx(4 / 3 * math.pi * volume - hole, rel=0.06)
 
 
 def test_blemishes_are_counted() -> None:

@@ -33,6 +33,7 @@ BATCH = 1 << 17  # points of one call of the field
 NUDGE = 1e-3  # by which squashed values stay off 1/2, so that no vertex falls on a lattice point
 LEVELS = 32  # that are tried
 LOOK_SIDE = 96  # px of the pictures in which levels are compared
+PINHOLE = 1  # coarse cells to each side by which walls are thickened before they are tried for holes
 FAINT = 1e-3  # share of a ray's picture that does not matter
 ORBIT = tuple(Viewpoint(azimuth, elevation) for azimuth, elevation in ((45, 20), (135, -10), (225, 20), (315, 50)))
 SPECK = 0.01  # share of the largest piece below which a piece is a speck
@@ -240,6 +241,32 @@ def euler_number(solid: np.ndarray) -> int:
             both = both[tuple(one)] & both[tuple(other)]
         total += (-1) ** len(axes) * int(np.count_nonzero(both))
     return total
+
+
+# The inside ----------------------------------------------------------------------------------------------------------
+
+
+def fill_inside(density: Density, volume: Volume, level: float) -> tuple[Density, Volume]:
+    """What no way leads to from outside is solid, also where the wall around it has pinholes.
+
+    Pictures say nothing of it, so that a field is there whatever it was in the beginning: the surface would be a sieve.
+    """
+    from scipy.ndimage import binary_dilation, label
+
+    solid = volume.values > level
+    walls = binary_dilation(solid, iterations=PINHOLE)
+    rooms = label(np.pad(~walls, 1, constant_values=True))[0]
+    outside = (rooms == rooms[0, 0, 0])[1:-1, 1:-1, 1:-1]
+    outside = binary_dilation(outside, iterations=PINHOLE + 1, mask=~solid)
+    inside = ~outside & ~solid
+    full = np.float32(max(float(volume.values.max()), 2 * level))
+
+    def filled(points: np.ndarray) -> np.ndarray:
+        places = np.rint((points + volume.reach) * (volume.cells / (2 * volume.reach))).astype(np.int64)
+        x, y, z = np.clip(places, 0, volume.cells).T
+        return np.where(inside[x, y, z], full, density(points))
+
+    return filled, Volume(np.where(inside, full, volume.values), volume.reach)
 
 
 # The surface ----------------------------------------------------------------------------------------------------------
