@@ -308,6 +308,7 @@ def test_a_row_that_fails_costs_no_other(jobs: Callable[..., list[Job]], monkeyp
     assert evaluate.score("none", "P", rows).metrics == {}
 
 
+@pytest.mark.bench
 def test_other_processes_find_the_same(jobs: Callable[..., list[Job]]) -> None:
     todo = jobs("sphere")
     here = {result.job.name: result.value.rows[0].figures for result in evaluate.run(todo, 1, 60)}

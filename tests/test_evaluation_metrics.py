@@ -141,6 +141,7 @@ def test_the_nearest_turn_is_no_mirror() -> None:
     assert np.linalg.det(basis) == pytest.approx(1)
 
 
+@pytest.mark.bench
 def test_sampling_errors_are_as_small_as_stated() -> None:
     """CD of 2,000 points spreads by under 0.001 and never falls below about 0.02 to 0.04."""
     ball = sphere(0.5)

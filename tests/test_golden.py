@@ -68,7 +68,16 @@ def write_pipeline(checkpoint: Path, state: dict[str, torch.Tensor], folder: Pat
     return path
 
 
-@pytest.mark.parametrize("write", [None, write_safetensors, write_bare, write_compact, write_pipeline])
+@pytest.mark.parametrize(
+    "write",
+    [
+        None,
+        pytest.param(write_safetensors, marks=pytest.mark.bench),
+        pytest.param(write_bare, marks=pytest.mark.bench),
+        write_compact,
+        write_pipeline,
+    ],
+)
 def test_every_recorded_array_is_met(write, checkpoint: Path, state: dict[str, torch.Tensor], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]  # one of the functions above
     path = write(checkpoint, state, tmp_path) if write else checkpoint
     keeps_raw = write in (None, write_safetensors, write_bare)

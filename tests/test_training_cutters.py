@@ -230,6 +230,7 @@ def test_finding_minds_no_mirror() -> None:
     torch.testing.assert_close(straight, mirrored.flip(-1), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.bench
 def test_it_learns_to_find_discs(task: cutters.CutterTask, dataset: Path, tmp_path: Path) -> None:
     """A hundred steps of a tiny network are enough to find large discs better than by their usual place."""
     settings = TrainSettings(task="cutter", steps=100, batch=12, rate=4e-3, warmup=5, judged=48, average=0.95)

@@ -485,6 +485,7 @@ def stopping(after: int) -> Callable[[], bool]:
     return lambda: next(steps)
 
 
+@pytest.mark.bench
 def test_a_continued_run_ends_with_the_same_bits(
     dataset: Path, volume_file: Path, narrow: None, tmp_path: Path
 ) -> None:

@@ -83,6 +83,7 @@ def weights_of(checkpoint: Path) -> Mapping[str, Tensor]:
     return load_file(checkpoint)
 
 
+@pytest.mark.bench
 def test_two_processes_make_the_steps_of_one(tmp_path: Path) -> None:
     alone = train_line(tmp_path / "alone")
     first, second = launch(tmp_path / "together", 2)
