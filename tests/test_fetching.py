@@ -462,6 +462,27 @@ def test_several_at_once_where_locks_do_nothing_never_leave_a_wrong_file(
     assert target.read_bytes() == DATA
 
 
+def test_a_neighbour_that_starts_over_after_the_check_never_slips_its_file_in(
+    server: StandIn, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look_and_lose(path: Path, *rest: Any) -> str:
+        wrong = damage(path, *rest)
+        path.unlink()
+        path.write_bytes(bytes(len(DATA)))
+        return wrong
+
+    damage = fetching.damage
+    server.put("/file")
+    parcel = Parcel(f"{server.url}/file", target, len(DATA), SHA256)
+    with monkeypatch.context() as patched:
+        patched.setattr(fetching, "damage", look_and_lose)
+        with pytest.raises(BusyError, match="another process"):
+            fetch(parcel, silent)
+    assert not target.exists()
+    fetch(parcel, silent)
+    assert target.read_bytes() == DATA
+
+
 def test_waiting_for_a_neighbour_ends(server: StandIn, target: Path) -> None:
     import filelock
 

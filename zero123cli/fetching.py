@@ -227,13 +227,21 @@ def fetch(parcel: Parcel, watch: Watch, lock_timeout: float = 600.0) -> None:
 
 
 def settle(parcel: Parcel, part: Path, watch: Watch) -> None:
-    """Gives a complete partial file its name, if it is what was published."""
-    if wrong := damage(part, parcel.size, parcel.digest, watch):
-        forget(part)
-        raise another_file(parcel, wrong)
-    with open(part, "rb+") as file:
+    """Gives a complete partial file its name, if it is what was published.
+
+    It leaves its shared name first: where locks do nothing a neighbour may have put another file there meanwhile.
+    """
+    mine = part.with_stem(f"{part.stem}-{secrets.token_hex(4)}")
+    with open(part, "rb+") as file:  # held open: its inode cannot come back as another file's
+        if wrong := damage(part, parcel.size, parcel.digest, watch):
+            forget(part)
+            raise another_file(parcel, wrong)
         os.fsync(file.fileno())
-    os.replace(part, parcel.target)
+        os.replace(part, mine)
+        if not os.path.samestat(os.fstat(file.fileno()), os.stat(mine)):
+            forget(mine)
+            raise BusyError("another process fetches the same", where=str(part), remedy="pull again when it is done")
+    os.replace(mine, parcel.target)
     forget(part)
     durable.sync_folder(part.parent)
 
