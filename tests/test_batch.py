@@ -5,15 +5,18 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from conftest import Photographer, Program, photo_bytes, plain_bytes
 
 from zero123cli import errors
-from zero123cli.batch import gather, plan
-from zero123cli.errors import GRAVITY, UsageError, gravest
+from zero123cli.batch import Item, gather, plan, run_one
+from zero123cli.errors import GRAVITY, UsageError, Zero123Error, gravest
 
 
 def targets(sources: list[str], out: str | None) -> list[str]:
@@ -336,3 +339,24 @@ def test_a_named_pipe_at_the_output_does_not_hang(zero123: Program, photo: Photo
 def test_an_output_over_another_input_is_refused() -> None:
     with pytest.raises(UsageError, match="replace an input"):
         plan(["x.png", "x_cutout.png"], None, default="{stem}_cutout", suffixes=(".png",))
+
+
+# What came of an input ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "code"),
+    [
+        (lambda: torch.empty(1 << 60, dtype=torch.uint8), 80),
+        (lambda: np.empty(1 << 60, np.uint8), 80),
+        (lambda: torch.ones(2) @ torch.ones(3), 70),
+    ],
+    ids=["torch", "numpy", "a bug"],
+)
+def test_too_little_memory_is_told_from_a_bug(wanted: Callable[[], object], code: int) -> None:
+    def work(item: Item) -> dict[str, Any]:
+        wanted()
+        return {}
+
+    outcome = run_one(Item("a.png", Path("a.glb")), work, lambda error, where: Zero123Error(str(error), where=where))
+    assert outcome.exit_code == code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import small
 import torch
 import trimesh
+from PIL import Image
 from torch import Tensor
 
 from zero123cli.artifacts import Cutout, PhotoCamera, Views, pack, unpack
@@ -19,14 +21,16 @@ from zero123cli.cameras import Viewpoint
 from zero123cli.diffusion import guidance
 from zero123cli.diffusion.viewmodel import Description, ViewModel, look_from
 from zero123cli.diffusion.volume import Framing, Volume, VolumeDescription, volume_grid
-from zero123cli.errors import DivergedError
+from zero123cli.errors import DivergedError, OutOfMemoryError
 from zero123cli.evaluation.oracle import Oracle
 from zero123cli.radiance.field import density_at
 from zero123cli.scenes.surface import Material, Surface
 from zero123cli.settings import LiftSettings
 from zero123cli.stages import lift as stage
+from zero123cli.stages import unfinished
 from zero123cli.stages import views as views_stage
 from zero123cli.stages.lift import Reference, lift, to_field
+from zero123cli.stages.unfinished import CHECKPOINT, PREVIEW
 from zero123cli.watch import Caution, Progress, silent
 
 TINY = LiftSettings(steps=6, size=(16,), photo_size=(16,), fineness=48, cells=16, samples=24)
@@ -199,7 +203,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(ball: Oracle, tmp_path: 
 
 
 def test_a_damaged_unfinished_run_starts_anew(ball: Oracle, tmp_path: Path) -> None:
-    (tmp_path / stage.CHECKPOINT).write_bytes(b"nonsense")
+    (tmp_path / CHECKPOINT).write_bytes(b"nonsense")
     said: list[Any] = []
     lift([photo_of(ball)], ball, TINY, 0, said.append, tmp_path)
     assert [message.code for message in said if isinstance(message, Caution)] == ["checkpoint-damaged"]
@@ -224,21 +228,203 @@ def test_an_empty_field_is_noticed_early(ball: Oracle) -> None:
         lift([photo_of(ball)], ball, settings, 0, silent)
 
 
+# Pictures of a run ----------------------------------------------------------------------------------------------------
+
+
+def test_a_preview_shows_the_field_from_four_sides_and_changes_nothing(
+    ball: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(TINY, steps=30, photo_size=(24,))
+    whole = lift([photo_of(ball)], ball, settings, 0, silent)
+    monkeypatch.setattr(stage, "SAVE_SECONDS", -1.0)  # one each step
+    monkeypatch.setattr(unfinished, "SHARE", np.inf)
+    monkeypatch.setattr(stage, "PREVIEW_SIDE", 32)
+    said: list[Any] = []
+    before = torch.get_rng_state()
+    again = lift([photo_of(ball)], ball, settings, 0, said.append, tmp_path)
+    assert (again.weights == whole.weights).all()
+    assert (torch.get_rng_state() == before).all()
+    told = [message.picture for message in said if isinstance(message, Progress)]
+    assert told == [""] + [str(tmp_path / PREVIEW)] * 29
+    shown = np.asarray(Image.open(tmp_path / PREVIEW)).astype(int)
+    assert shown.shape == (32, 128, 3)
+    for view in np.hsplit(shown, 4):
+        red, green, blue = view[14:18, 14:18].mean((0, 1))
+        assert red > green + 50 and red > blue + 50
+        assert (view[[0, 0, -1, -1], [0, -1, 0, -1]] > 240).all()
+
+
+def test_latents_are_previewed_in_colours() -> None:
+    """A box full of the latent of an orange, before the latent of white."""
+    model, photo = real()
+    bench = stage.Bench([photo], model, replace(TINY, field="voxels", bound=0.5, start="blob"), 0)
+    state = stage.begin(bench, silent)
+    orange, white = (
+        torch.from_numpy((np.array(colour) * 2 - 1) @ np.linalg.pinv(stage.LATENT_COLOURS)).float()
+        for colour in ((0.9, 0.5, 0.1), (1, 1, 1))
+    )
+    bench.white = white
+    with torch.no_grad():
+        state.field.table[:, 0], state.field.table[:, 1:] = 1e4, orange
+    shown = stage.portray(bench, state)
+    assert shown.shape == (128, 512, 3) and shown.dtype == np.uint8
+    for view in np.hsplit(shown.astype(int), 4):
+        assert np.abs(view[64, 64] - np.array([0.9, 0.5, 0.1]) * 255).max() < 3
+        assert np.abs(view[0, 0] - 255).max() < 3
+
+
+def test_a_preview_that_cannot_be_written_harms_no_run(
+    ball: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "SAVE_SECONDS", -1.0)
+    (tmp_path / PREVIEW).mkdir()  # what no file replaces
+    said: list[Any] = []
+    lift([photo_of(ball)], ball, TINY, 0, said.append, tmp_path)
+    assert (tmp_path / CHECKPOINT).is_file() and not list((tmp_path / PREVIEW).iterdir())
+    assert not any(message.picture for message in said)
+
+
+def test_previews_take_a_small_share_of_the_time(tmp_path: Path) -> None:
+    made: list[float] = []
+
+    def portray() -> np.ndarray:
+        time.sleep(0.002)
+        made.append(time.monotonic())
+        return np.zeros((2, 2, 3), np.uint8)
+
+    preview, began = unfinished.Preview(tmp_path), time.monotonic()
+    while len(made) < 3:
+        preview.renew(portray)
+    assert 2 * 0.002 / (made[-1] - began) < unfinished.SHARE * 1.1
+    assert min(np.diff(made)) > 0.002 / unfinished.SHARE
+
+
+# Memory ---------------------------------------------------------------------------------------------------------------
+
+
+def hold_rays(monkeypatch: pytest.MonkeyPatch, limit: int) -> list[int]:
+    """A GPU whose memory holds the rendering of so many rays at once; the rays of each that it was asked for."""
+    true, asked = stage.render, []
+
+    def render(field: Any, rays: Any, *rest: Any, **options: Any) -> Any:
+        asked.append(len(rays))
+        if len(rays) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return true(field, rays, *rest, **options)
+
+    monkeypatch.setattr(stage, "render", render)
+    return asked
+
+
+def codes(said: list[Any]) -> list[str]:
+    return [message.code for message in said if isinstance(message, Caution)]
+
+
 def test_memory_that_is_short_is_met_in_parts(ball: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures that don't fit side by side are rendered one after another, to the same gradient."""
-    true, limit = stage.see, 2
-
-    def see(bench: Any, state: Any, poses: Any, *rest: Any) -> Any:
-        if len(poses) > limit:
-            raise torch.OutOfMemoryError("not enough")
-        return true(bench, state, poses, *rest)
-
-    monkeypatch.setattr(stage, "see", see)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    """Pictures that don't fit side by side are rendered one after another."""
+    hold_rays(monkeypatch, 2 * 16**2)
     said: list[Any] = []
     lift([photo_of(ball)], ball, replace(TINY, batch=(4,), steps=3), 0, said.append)
-    assert [message.code for message in said if isinstance(message, Caution)] == ["memory-backoff"]
+    assert codes(said) == ["memory-backoff"]
     assert len([message for message in said if isinstance(message, Progress)]) == 3
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [lambda: torch.empty(1 << 45), lambda: np.empty(1 << 45), lambda: torch.zeros(1).expand(1 << 45).clone()],
+    ids=["torch", "numpy", "copy"],
+)
+def test_a_machine_whose_memory_is_short_backs_off_and_then_says_so(ball: Oracle, ask: Any) -> None:
+    """The real errors of the allocators of torch and of numpy, which are of two kinds."""
+
+    class Greedy(Oracle):
+        most = 1
+
+        def encode(self, pictures: Tensor, noise: Tensor | None = None) -> Tensor:
+            if len(pictures) > self.most:
+                ask()
+            return pictures
+
+    greedy = Greedy(surface_of(trimesh.creation.icosphere(1, 0.5), (1, 1, 1)), size=24)
+    said: list[Any] = []
+    lift([photo_of(ball)], greedy, replace(TINY, batch=(3,)), 0, said.append)
+    assert codes(said) == ["memory-backoff", "memory-backoff"]  # two parts, then three
+    greedy.most = 0
+    with pytest.raises(OutOfMemoryError, match=r"machine's memory.*--allow-degrade") as caught:
+        lift([photo_of(ball)], greedy, replace(TINY, batch=(3,)), 0, silent)
+    assert caught.value.exit_code == 80
+
+
+def test_other_errors_are_not_taken_for_a_want_of_memory(ball: Oracle) -> None:
+    class Broken(Oracle):
+        def encode(self, pictures: Tensor, noise: Tensor | None = None) -> Tensor:
+            return pictures @ torch.zeros(1, 1)
+
+    broken = Broken(surface_of(trimesh.creation.icosphere(1, 0.5), (1, 1, 1)), size=24)
+    said: list[Any] = []
+    with pytest.raises(RuntimeError, match=r"shape|size"):
+        lift([photo_of(ball)], broken, TINY, 0, said.append)
+    assert codes(said) == []
+
+
+LARGE = replace(TINY, size=(64,), photo_size=(128,), batch=(2,), steps=3)
+
+
+def test_pictures_shrink_only_where_that_is_allowed(ball: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, said = hold_rays(monkeypatch, 40**2), []
+    with pytest.raises(OutOfMemoryError, match="--allow-degrade"):
+        lift([photo_of(ball)], ball, LARGE, 0, said.append)
+    assert codes(said) == ["memory-backoff"]
+    said.clear(), asked.clear()
+    lift([photo_of(ball)], ball, replace(LARGE, allow_degrade=True), 0, said.append)
+    assert codes(said) == ["memory-backoff", "degraded", "degraded"]
+    assert asked == [128**2, 128**2, 64**2, *[32**2] * 9]  # then each step a photo and two views, one by one
+
+
+def test_no_picture_is_made_smaller_than_32(ball: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, said = hold_rays(monkeypatch, 31**2), []
+    settings = replace(LARGE, size=(16,), allow_degrade=True)
+    with pytest.raises(OutOfMemoryError) as caught:
+        lift([photo_of(ball)], ball, settings, 0, said.append)
+    assert caught.value.exit_code == 80 and "--allow-degrade" not in str(caught.value)
+    assert codes(said) == ["memory-backoff", "degraded", "degraded"]
+    assert asked == [128**2, 128**2, 64**2, 32**2]
+    bench = stage.Bench([photo_of(ball)], ball, settings, 0)
+    assert [bench.side((0, 64, 5, 200), step, 3) for step in (0, 5)] == [32, 32]
+    assert bench.side(settings.size, 0, 9) == 16
+
+
+def test_latents_are_never_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, photo = real()
+    hold_rays(monkeypatch, 0)
+    said: list[Any] = []
+    with pytest.raises(OutOfMemoryError):
+        lift([photo], model, replace(TINY, field="voxels", bound=1.0, allow_degrade=True), 0, said.append)
+    assert codes(said) == ["memory-backoff"]
+
+
+def test_a_degraded_run_that_was_cut_off_goes_on_as_it_was(
+    ball: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(LARGE, size=(48,), allow_degrade=True, steps=6)
+    asked = hold_rays(monkeypatch, 32**2)
+    whole = lift([photo_of(ball)], ball, settings, 0, silent)
+
+    class Cut(BaseException):
+        pass
+
+    def cut(message: Progress | Caution) -> None:
+        if isinstance(message, Progress) and message.done == 3:
+            raise Cut
+
+    with pytest.raises(Cut):
+        lift([photo_of(ball)], ball, settings, 0, cut, tmp_path)
+    asked.clear()
+    said: list[Any] = []
+    again = lift([photo_of(ball)], ball, settings, 0, said.append, tmp_path)
+    assert codes(said) == ["resumed", "degraded"]
+    assert asked == [32**2] * 9  # nothing is tried in vain
+    assert (again.weights == whole.weights).all()
 
 
 def test_cameras_of_poses_keep_their_direction_and_take_the_recipes_distance(ball: Oracle) -> None:

@@ -20,6 +20,7 @@ from .errors import (
     OutputError,
     UsageError,
     Zero123Error,
+    is_out_of_memory,
     writing_failed,
 )
 
@@ -198,10 +199,10 @@ def run_one(
         return Outcome(item.source, facts=work(item))
     except Zero123Error as error:
         return Outcome(item.source, error)
-    except MemoryError:
-        remedy = "close other programs, or use a smaller picture"
-        return Outcome(item.source, OutOfMemoryError("out of memory", where=item.source, remedy=remedy))
     except OSError as error:
         return Outcome(item.source, writing_failed(error, str(error.filename or item.target)))
     except Exception as error:  # a bug of ours must not stop the other photos
+        if is_out_of_memory(error):
+            remedy = "close other programs, or use a smaller picture"
+            return Outcome(item.source, OutOfMemoryError("out of memory", where=item.source, remedy=remedy))
         return Outcome(item.source, unexpected(error, item.source))

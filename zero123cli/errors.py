@@ -111,6 +111,13 @@ def gravest(codes: list[int]) -> int:
     return min(failed, key=lambda code: GRAVITY.index(code) if code in GRAVITY else -1, default=0)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was too little memory: of a GPU, for which torch has a type of error, or of the machine."""
+    signs = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+    told = type(error).__name__ == "OutOfMemoryError" or any(sign in str(error) for sign in signs)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and told)
+
+
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_WRITABLE = (
     errno.EACCES,

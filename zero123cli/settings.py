@@ -133,6 +133,9 @@ class LiftSettings:
         (96,), "side of the picture from where the photo was taken, px; jumps", low=0, high=1e9
     )
     batch: tuple[float, ...] = knob((2,), "pictures from around a step; jumps", low=0, high=1e9)
+    allow_degrade: bool = knob(
+        False, "halve the side of pictures, not below 32 px, where memory does not hold single ones"
+    )
     photo_every: int = knob(1, "steps between two looks at the photo", low=1, high=1000)
     samples: int = knob(64, "samples of a ray at most", low=4, high=4096)
     fineness: int = knob(160, "steps across the box", low=16, high=4096)

@@ -14,6 +14,7 @@ class Progress:
     done: int
     total: int
     text: str = ""
+    picture: str = ""  # a file that shows how it looks so far
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ Letters: B views, S their side, R rays, C channels of colour, h and w of a laten
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,17 +22,14 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from .. import durable
-from ..artifacts import Cutout, Field, Views, read_head, to_json, with_head
+from ..artifacts import Cutout, Field, Views, to_json
 from ..cameras import Viewpoint
 from ..diffusion.guidance import Levels, Ways, draw_times, guide, levels_between
 from ..diffusion.viewmodel import Condition, Description, look_from
 from ..diffusion.volume import Volume, volume_grid
-from ..errors import DivergedError, OutOfMemoryError
+from ..errors import DivergedError, OutOfMemoryError, is_out_of_memory
 from ..radiance import field as fields
 from ..radiance import losses
 from ..radiance.fit import fit_volume
@@ -42,8 +40,8 @@ from ..radiance.render import Rendering, render
 from ..schedules import stage_at, value_at
 from ..settings import LiftSettings
 from ..watch import Caution, Progress, Watch
+from .unfinished import Preview, State, resume, save
 
-CHECKPOINT = "lift.safetensors"
 SAVE_SECONDS = 30.0
 LOOK = 16  # steps between two looks at which cells are empty
 WARM = 256  # steps in which all cells are looked at
@@ -51,6 +49,8 @@ SKIPS = 10  # steps in a row without a finite gradient after which a run has div
 FAR = 10.0  # the depth of what is not there, as published
 NEAR = 0.05  # how far the eye of the near view is moved
 FIRST_FEW = 30  # steps after which a field that shows nothing, or nothing but itself, is not going to change
+SMALLEST = 32  # px; no picture is made smaller to save memory
+PREVIEW_SIDE = 128  # px
 
 FIELDS = {
     "small": fields.FieldDescription(
@@ -102,18 +102,6 @@ class Seen:
     rendering: Rendering
 
 
-@dataclass
-class State:
-    """What a step changes."""
-
-    field: fields.Field
-    occupancy: Occupancy
-    optimiser: torch.optim.Optimizer
-    step: int = 0
-    skipped: int = 0  # steps in a row
-    parts: int = 1  # in which a step's views are rendered, one after another
-
-
 def lift(
     references: Sequence[Reference],
     model: Prior,
@@ -123,10 +111,20 @@ def lift(
     partial: Path | None = None,  # the folder in which an unfinished run is kept
 ) -> Field:
     """The field that the photos and the view model agree on."""
-    bench = Bench(references, model, settings, seed)
-    state = begin(bench, watch)
+    with telling_of_memory(model.device, settings):
+        bench = Bench(references, model, settings, seed)
+        state = begin(bench, watch)
+        optimise(bench, state, watch, partial)
+        return to_artifact(state)
+
+
+def optimise(bench: Bench, state: State, watch: Watch, partial: Path | None) -> None:
+    """Step by step to the end of the recipe, from where an earlier run got to."""
     if partial is not None:
         resume(state, partial, watch)
+        if state.halved:
+            watch(degraded(state))
+    preview = Preview(partial)
     saved = time.monotonic()
     moving = False  # a step that is cut short while it moves the field leaves it torn
     try:
@@ -135,16 +133,16 @@ def lift(
             moving = True
             move(state, bench)
             moving = False
-            watch(Progress("lift", state.step, bench.steps, told(terms)))
+            watch(Progress("lift", state.step, bench.steps, told(terms), preview.shown))
             look_after(bench, state, terms)
             if partial is not None and time.monotonic() - saved > SAVE_SECONDS:
                 save(state, partial)
+                preview.renew(lambda: portray(bench, state))
                 saved = time.monotonic()
     except BaseException:
         if partial is not None and not moving and state.step:
             save(state, partial)
         raise
-    return to_artifact(state)
 
 
 # What does not change -------------------------------------------------------------------------------------------------
@@ -176,9 +174,12 @@ class Bench:
         settings = self.settings
         return Marching(step=2 * 3**0.5 * settings.bound / settings.fineness, limit=settings.samples)
 
-    def side(self, sides: tuple[float, ...], step: int) -> int:
+    def side(self, sides: tuple[float, ...], step: int, halved: int) -> int:
         """Of pictures at this step; latents have the model's own."""
-        return self.model.description.latent_side if self.is_latent else int(stage_at(sides, step))
+        if self.is_latent:
+            return self.model.description.latent_side
+        whole = int(stage_at(sides, step))
+        return max(whole >> halved, min(whole, SMALLEST))
 
     def chance(self, step: int, what: int) -> torch.Generator:
         """Fresh chance of a step: the same however the run came to it."""
@@ -256,7 +257,6 @@ def begin(bench: Bench, watch: Watch) -> State:
 
 def take_gradient(bench: Bench, state: State, watch: Watch) -> dict[str, float]:
     """The gradient of all losses at this step, left in the field; what memory does not hold is taken in parts."""
-    settings = bench.settings
     if state.step % LOOK == 0 and state.step:
         state.occupancy.update(
             state.field.density, bench.marching.step, bench.chance(state.step, 2), everywhere=state.step < WARM
@@ -267,17 +267,14 @@ def take_gradient(bench: Bench, state: State, watch: Watch) -> dict[str, float]:
             terms = look_at_photos(bench, state, watch)
             terms |= look_around(bench, state, watch)
             return terms
-        except torch.OutOfMemoryError as error:
-            batch = int(stage_at(settings.batch, state.step))
-            if state.parts >= batch:
-                raise OutOfMemoryError(
-                    "the GPU's memory does not hold a single view",
-                    remedy="try --preset low-vram, or smaller lift.size and lift.samples",
-                ) from error
-            state.parts = min(2 * state.parts, batch)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            less = back_off(bench, state)
+            if less is None:
+                raise
         torch.cuda.empty_cache()
-        text = f"the GPU's memory is short: views are rendered in {state.parts} parts"
-        watch(Caution("memory-backoff", text, "other programs on the GPU could make room", about_run=True))
+        watch(less)
 
 
 def move(state: State, bench: Bench) -> None:
@@ -305,7 +302,7 @@ def look_at_photos(bench: Bench, state: State, watch: Watch) -> dict[str, float]
     settings, step = bench.settings, state.step
     if step % settings.photo_every:
         return {}
-    size = bench.side(settings.photo_size, step)
+    size = bench.side(settings.photo_size, step, state.halved)
     totals: dict[str, float] = {}
     for number, reference in enumerate(bench.references):
         wanted, mask = bench.photo(number, bench.model.description.size if bench.is_latent else size)
@@ -327,7 +324,7 @@ def look_around(bench: Bench, state: State, watch: Watch) -> dict[str, float]:
     settings, step = bench.settings, state.step
     if not value_at(settings.guidance, step):
         return {}
-    batch, size = int(stage_at(settings.batch, step)), bench.side(settings.size, step)
+    batch, size = int(stage_at(settings.batch, step)), bench.side(settings.size, step, state.halved)
     poses = draw_poses(settings, batch, bench.chance(step, 3), bench.references[0].viewpoint)
     times = draw_times(noise_levels(settings, step), batch, bench.chance(step, 4))
     side = bench.model.description.latent_side
@@ -451,6 +448,22 @@ def see(
     return Seen(pictures, depth, rays, rendering)
 
 
+@torch.no_grad()
+def portray(bench: Bench, state: State) -> np.ndarray:  # uint8 (S, 4 S, 3)
+    """The field for people: from where the photo was taken, then a quarter turn further each. Takes no chance."""
+    settings, photo = bench.settings, bench.references[0].viewpoint
+    poses = [camera_at(bench, replace(photo, azimuth_deg=photo.azimuth_deg + turn)) for turn in (0, 90, 180, 270)]
+    rays = cast_rays(poses, PREVIEW_SIDE, settings.fov_deg, device=bench.device)
+    marching = replace(bench.marching, stratified=False)
+    few = max(1, fields.BLOCK // settings.samples)  # rays at once, for the memory
+    parts = [
+        render(state.field, rays[k : k + few], state.occupancy, marching=marching, background=bench.white).colour
+        for k in range(0, len(rays), few)
+    ]
+    shown = as_colours(torch.cat(parts).cpu().numpy()).reshape(4, PREVIEW_SIDE, PREVIEW_SIDE, 3)
+    return (np.hstack(list(shown)).clip(0, 1) * 255).round().astype(np.uint8)
+
+
 def camera_at(bench: Bench, pose: Viewpoint) -> Viewpoint:
     """The renderer's camera for a pose of the view model: same direction, the recipe's distance."""
     own = bench.references[0].viewpoint.distance
@@ -516,46 +529,47 @@ def look_after(bench: Bench, state: State, terms: dict[str, float]) -> None:
         raise DivergedError("the field went solid: it fills its whole box", where=where, remedy=remedy)
 
 
-def save(state: State, folder: Path) -> None:
-    """Everything that a run needs to go on from here."""
-    tensors = {f"field.{name}": tensor for name, tensor in state.field.state_dict().items()}
-    tensors |= {f"occupancy.{name}": tensor for name, tensor in state.occupancy.state_dict().items()}
-    held = state.optimiser.state_dict()
-    for index, values in held["state"].items():
-        tensors |= {f"optimiser.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
-    rates = [group["lr"] for group in held["param_groups"]]
-    head = with_head({"step": state.step, "rates": rates, "parts": state.parts})
-    whole = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, head)
-    durable.write_file(folder / CHECKPOINT, whole, overwrite=True)
+# Memory ---------------------------------------------------------------------------------------------------------------
 
 
-def resume(state: State, folder: Path, watch: Watch) -> None:
-    """Goes on from what an earlier run left, if it is whole."""
+def back_off(bench: Bench, state: State) -> Caution | None:
+    """Asks less of the memory from here on, and says what; None when nothing is left to give up."""
+    settings, step = bench.settings, state.step
+    batch = int(stage_at(settings.batch, step))
+    if state.parts < batch:
+        state.parts = min(2 * state.parts, batch)
+        text = f"memory is short: views are rendered in {state.parts} parts"
+        return Caution("memory-backoff", text, "closing other programs could make room", about_run=True)
+    now, then = (
+        [bench.side(sides, step, halved) for sides in (settings.size, settings.photo_size)]
+        for halved in (state.halved, state.halved + 1)
+    )
+    if not settings.allow_degrade or now == then:
+        return None
+    state.halved += 1
+    return degraded(state)
+
+
+def degraded(state: State) -> Caution:
+    text = f"memory is short: pictures are rendered at 1/{2**state.halved} of their side, or {SMALLEST} px"
+    return Caution("degraded", text, "the mesh will be coarser than its settings say", about_run=True)
+
+
+@contextlib.contextmanager
+def telling_of_memory(device: torch.device, settings: LiftSettings) -> Iterator[None]:
+    """Too little memory that nothing has helped, as people are told of it."""
     try:
-        raw = (folder / CHECKPOINT).read_bytes()
-    except FileNotFoundError:
-        return
-    try:
-        head, tensors = read_head(raw), load_tensors(raw)
-        kinds: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            kind, _, rest = name.partition(".")
-            kinds.setdefault(kind, {})[rest] = tensor
-        state.field.load_state_dict(kinds["field"])
-        state.occupancy.load_state_dict(kinds["occupancy"])
-        values: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in kinds.get("optimiser", {}).items():
-            index, _, rest = name.partition(".")
-            values.setdefault(int(index), {})[rest] = tensor
-        groups = state.optimiser.state_dict()["param_groups"]
-        for group, rate in zip(groups, head["rates"], strict=True):
-            group["lr"] = rate
-        state.optimiser.load_state_dict({"state": values, "param_groups": groups})
-        state.step, state.parts = int(head["step"]), int(head["parts"])
-    except Exception as error:  # a damaged file raises what it likes
-        watch(Caution("checkpoint-damaged", f"the unfinished run is damaged ({type(error).__name__}): it starts anew"))
-        return
-    watch(Caution("resumed", f"the lift goes on from step {state.step}"))
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        whose = "machine" if device.type == "cpu" else "GPU"
+        way_out = "" if settings.allow_degrade else ", or --allow-degrade"
+        raise OutOfMemoryError(
+            f"the {whose}'s memory does not suffice, not even for single views",
+            where="the lift",
+            remedy=f"try --preset low-vram, smaller lift.size and lift.samples{way_out}",
+        ) from error
 
 
 # The artifact ---------------------------------------------------------------------------------------------------------
@@ -574,3 +588,14 @@ def to_field(artifact: Field, device: torch.device | str = "cpu") -> fields.Fiel
     field = fields.Field(fields.read_description(json.loads(artifact.description)))
     torch.nn.utils.vector_to_parameters(torch.from_numpy(artifact.weights.copy()), field.parameters())
     return field.requires_grad_(False).to(device)
+
+
+# What a latent of Stable Diffusion's codec looks like, roughly: rows are its channels, columns red, green and blue.
+LATENT_COLOURS = np.array(
+    [[0.298, 0.207, 0.208], [0.187, 0.286, 0.173], [-0.158, 0.189, 0.264], [-0.184, -0.271, -0.473]]
+)
+
+
+def as_colours(values: np.ndarray) -> np.ndarray:  # (..., C) -> (..., 3)
+    """What a field holds as colours, also where it holds latents."""
+    return np.clip(values @ LATENT_COLOURS / 2 + 0.5, 0, 1) if values.shape[-1] == 4 else values

@@ -19,12 +19,8 @@ from ..meshing.texture import paint
 from ..radiance.field import colour_at, density_at
 from ..settings import LiftSettings, MeshSettings
 from ..watch import Progress, Watch
-from .lift import Reference, to_field
+from .lift import Reference, as_colours, to_field
 
-# What a latent of Stable Diffusion's codec looks like, roughly: rows are its channels, columns red, green and blue.
-LATENT_COLOURS = np.array(
-    [[0.298, 0.207, 0.208], [0.187, 0.286, 0.173], [-0.158, 0.189, 0.264], [-0.184, -0.271, -0.473]]
-)
 PARTS = 4
 
 
@@ -42,8 +38,7 @@ def make_mesh(
         return density_at(known, points)
 
     def colour(points: np.ndarray) -> np.ndarray:
-        found = colour_at(known, points)
-        return np.clip(found @ LATENT_COLOURS / 2 + 0.5, 0, 1) if found.shape[-1] == 4 else found
+        return as_colours(colour_at(known, points))
 
     watch(Progress("mesh", 0, PARTS, "looking for the surface"))
     volume = look_over(density, reach=known.description.bound)

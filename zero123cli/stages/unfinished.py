@@ -1,0 +1,105 @@
+"""An unfinished lift: what its steps change, kept on disk so that a run that was cut off goes on to the same bits, and
+a picture for whoever waits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from .. import durable
+from ..artifacts import read_head, with_head
+from ..errors import is_out_of_memory
+from ..radiance.field import Field
+from ..radiance.occupancy import Occupancy
+from ..report import encode_png
+from ..watch import Caution, Watch
+
+CHECKPOINT = "lift.safetensors"
+PREVIEW = "preview.png"
+SHARE = 0.02  # of a run's time that may go into pictures of it
+
+
+@dataclass
+class State:
+    """What a step changes."""
+
+    field: Field
+    occupancy: Occupancy
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+    skipped: int = 0  # steps in a row
+    parts: int = 1  # in which a step's views are rendered, one after another
+    halved: int = 0  # times that the sides of pictures were, for want of memory
+
+
+def save(state: State, folder: Path) -> None:
+    """Everything that a run needs to go on from here."""
+    tensors = {f"field.{name}": tensor for name, tensor in state.field.state_dict().items()}
+    tensors |= {f"occupancy.{name}": tensor for name, tensor in state.occupancy.state_dict().items()}
+    held = state.optimiser.state_dict()
+    for index, values in held["state"].items():
+        tensors |= {f"optimiser.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
+    rates = [group["lr"] for group in held["param_groups"]]
+    head = with_head({"step": state.step, "rates": rates, "parts": state.parts, "halved": state.halved})
+    whole = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, head)
+    durable.write_file(folder / CHECKPOINT, whole, overwrite=True)
+
+
+def resume(state: State, folder: Path, watch: Watch) -> None:
+    """Goes on from what an earlier run left, if it is whole."""
+    try:
+        raw = (folder / CHECKPOINT).read_bytes()
+    except FileNotFoundError:
+        return
+    try:
+        head, tensors = read_head(raw), load_tensors(raw)
+        kinds: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition(".")
+            kinds.setdefault(kind, {})[rest] = tensor
+        state.field.load_state_dict(kinds["field"])
+        state.occupancy.load_state_dict(kinds["occupancy"])
+        values: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in kinds.get("optimiser", {}).items():
+            index, _, rest = name.partition(".")
+            values.setdefault(int(index), {})[rest] = tensor
+        groups = state.optimiser.state_dict()["param_groups"]
+        for group, rate in zip(groups, head["rates"], strict=True):
+            group["lr"] = rate
+        state.optimiser.load_state_dict({"state": values, "param_groups": groups})
+        state.step, state.parts, state.halved = (int(head[name]) for name in ("step", "parts", "halved"))
+    except Exception as error:  # a damaged file raises what it likes
+        watch(Caution("checkpoint-damaged", f"the unfinished run is damaged ({type(error).__name__}): it starts anew"))
+        return
+    watch(Caution("resumed", f"the lift goes on from step {state.step}"))
+
+
+class Preview:
+    """A picture of how far a run is, made anew as often as is cheap."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.place = None if folder is None else folder / PREVIEW
+        self.shown = ""  # where it is, once it is there
+        self.due = 0.0
+
+    def renew(self, portray: Callable[[], np.ndarray]) -> None:
+        """Unless it is too soon for what one costs. A full disk or full memory harms the picture, not the run."""
+        began = time.monotonic()
+        if self.place is None or began < self.due:
+            return
+        try:
+            durable.write_file(self.place, encode_png(portray()), overwrite=True)
+            self.shown = str(self.place)
+        except (OSError, MemoryError, RuntimeError) as error:
+            if not isinstance(error, OSError) and not is_out_of_memory(error):
+                raise
+        now = time.monotonic()
+        self.due = now + (now - began) / SHARE
