@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -212,3 +213,77 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int
 
     monkeypatch.chdir(tmp_path)
     return call
+
+
+# `zero123 reconstruct` with a model that knows nothing and is quick about it ------------------------------------------
+
+SMALL = (
+    "--model small.safetensors --device cpu --dtype float32 --steps 8 --faces 600 --texture-size 64 --resolution 128"
+    " --set lift.size=16 --set lift.photo_size=24 --set lift.fineness=48 --set lift.cells=16 --set lift.walk=1"
+    " --set lift.batch=1 --set lift.guidance=0.001 --set lift.start=blob"
+)
+QUICK = tuple(SMALL.split())
+
+
+@pytest.fixture(scope="session")
+def ball_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pocket model of random weights whose volume is a ball."""
+    import small
+    import torch
+
+    from zero123cli.diffusion.volume import VolumeDescription
+
+    net = VolumeDescription(size=32, depth=16, colour=16, fine=16, channels=(16, 32), blocks=1, attention=(False, True))
+    model = small.make_model(replace(small.PIXELS, tokens="patches", volume=asdict(net)))
+    assert model.volume is not None
+    with torch.no_grad():
+        last = model.volume.last[-1]
+        last.weight.zero_()
+        depth = torch.arange(16).repeat_interleave(4)
+        last.bias[: 4 * 16] = 12.0 - 3.0 * (depth - 7.5).abs()
+    return small.write_compact(tmp_path_factory.mktemp("weights") / "small.safetensors", model)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, ball_weights: Path, photo: Photographer) -> Path:
+    """The folder of a test, with the photo of a disc and a model in it."""
+    shutil.copyfile(ball_weights, tmp_path / ball_weights.name)
+    photo()
+    return tmp_path
+
+
+@pytest.fixture
+def reconstruct(inside: Callable[..., int], capfd: pytest.CaptureFixture[str], cache_root: Path) -> Callable[..., Any]:
+    """`zero123 reconstruct` in this process: stdout and stderr, held against what is true of every run."""
+
+    def run(*arguments: str, code: int = 0, quick: Sequence[str] = QUICK) -> tuple[str, str]:
+        capfd.readouterr()
+        found = inside("reconstruct", *arguments, *quick)
+        out, err = capfd.readouterr()
+        assert found == code, f"exit {found}\n{out}\n{err}"
+        assert "Traceback" not in err, err
+        assert not list(Path.cwd().rglob(".zero123-*.tmp"))
+        assert not [entry for entry in entries(cache_root, check=True) if entry.damage]
+        return out, err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Room for what the program has kept of the disc: made once, by the first test that asks for it."""
+    return tmp_path_factory.mktemp("stages") / "kept"
+
+
+@pytest.fixture
+def warm(stages: Path, reconstruct: Callable[..., Any], cache_root: Path) -> None:
+    """All four stages of the disc are there already."""
+    if not stages.exists():
+        reconstruct("disc.png", "-o", "warm.glb")
+        shutil.copytree(cache_root, stages)
+    elif not cache_root.exists():
+        shutil.copytree(stages, cache_root)
+
+
+def facts_of(out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.splitlines()]

@@ -6,7 +6,7 @@ kind is a miss with a note: the entry is put aside and made again. Deleting fold
 stage means is raising its number. Locks only save double work; correctness never rests on them.
 
     root/entries/ab/abcd.../   manifest.json arrays.safetensors facts.json
-    root/drafts/ locks/ quarantine/ digests/ logs/
+    root/drafts/ locks/ quarantine/ digests/ runs/ logs/
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from typing import Any, Generic, TypeVar
 
 from . import durable
 from .artifacts import ARRAYS, FACTS, pack, to_json, unpack
-from .errors import BusyError, OutputError, RefusedError
+from .errors import BusyError, MissingInputError, OutputError, RefusedError
+from .machine import peak_memory
 from .watch import Caution, Progress, Watch
 
 LAYOUT = 1  # of entries on disk: another number never meets this one's entries
@@ -66,6 +67,7 @@ class Kept(Generic[A]):
     hit: bool
     seconds: float
     cautions: tuple[Caution, ...]
+    peak: int = 0  # bytes that this process held at most until now
 
 
 def step(
@@ -84,7 +86,7 @@ def step(
     key = entry_key(stage, inputs, settings, model, device)
     if cache.root is None:
         artifact, cautions = run(make, watch)
-        return Kept(artifact, key, False, time.monotonic() - started, cautions)
+        return Kept(artifact, key, False, time.monotonic() - started, cautions, peak_memory())
     if not cache.refresh and (found := read(cache.root, stage, key, watch)):
         return hit(found, key, started, watch)
     with lock(cache, key, stage.name, watch):
@@ -95,7 +97,19 @@ def step(
         keep(cache, stage, key, artifact, cautions, watch)
         with contextlib.suppress(OSError):  # it may stay: nothing reads it once the entry is there
             discard(cache.root / "partial" / key)
-    return Kept(artifact, key, False, time.monotonic() - started, cautions)
+    return Kept(artifact, key, False, time.monotonic() - started, cautions, peak_memory())
+
+
+def recall(cache: Cache, stage: Stage[A], key: str, watch: Watch) -> Kept[A]:
+    """What is kept under a key, whatever it was made of."""
+    started = time.monotonic()
+    found = read(cache.root, stage, key, watch) if cache.root is not None else None
+    if found is None:
+        remedy = "run zero123 reconstruct on the photo again"
+        raise MissingInputError(
+            f"the cache no longer holds the {stage.name} of this run", where=key[:16], remedy=remedy
+        )
+    return hit(found, key, started, watch)
 
 
 def partial_folder(cache: Cache, key: str) -> Path | None:
@@ -145,7 +159,7 @@ def hit(found: tuple[A, tuple[Caution, ...]], key: str, started: float, watch: W
     artifact, cautions = found
     for caution in cautions:
         watch(caution)
-    return Kept(artifact, key, True, time.monotonic() - started, cautions)
+    return Kept(artifact, key, True, time.monotonic() - started, cautions, peak_memory())
 
 
 # Entries --------------------------------------------------------------------------------------------------------------
@@ -481,7 +495,7 @@ def drop_idle_locks(root: Path) -> None:
 def clear(root: Path) -> tuple[int, int]:
     """Drops everything that was kept; (entries, bytes) dropped."""
     dropped = prune(root, max_size=-1)
-    for name in ("digests", "partial"):
+    for name in ("digests", "partial", "runs"):
         for place in listing(root / name):
             discard(place)
     return dropped

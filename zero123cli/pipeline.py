@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import machine, models
 from .artifacts import Ask, Cutout, Field, Photo, PhotoCamera, View, Views, to_json
-from .cache import Cache, Kept, Stage, digest, entry_key, file_digest, holds, partial_folder, step
+from .cache import Cache, Kept, Stage, digest, entry_key, file_digest, holds, partial_folder, recall, step
 from .cutters import CLASSICAL, EMBEDDED, Cutter, embedded_cutter, embedded_weights, rembg_cutter
 from .errors import MissingInputError, RefusedError, UnavailableError, UsageError, WeightsError
 from .machine import Backend
@@ -174,6 +174,20 @@ class Posed:
     cutout: Kept[Cutout]
     views: Kept[Views]
     azimuth_deg: float = 0.0  # from the first photo's
+    source: str = ""  # where it was read
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """A field and all that led to it."""
+
+    photos: Sequence[Posed]
+    field: Kept[Field]
+    model: str
+    licence: str
+    device: str  # what people call it
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -215,6 +229,22 @@ class MeshCall:
 
 def mesh_call(settings: MeshSettings, lift: LiftSettings) -> MeshCall:
     return MeshCall(settings, lift.distance, lift.fov_deg)
+
+
+def remember(record: Mapping[str, Any], cache: Cache, watch: Watch) -> Lifted:
+    """The way of a run on record up to its field, out of the cache."""
+    photos = [
+        Posed(
+            recall(cache, CUTOUT, one["cutout"], watch),
+            recall(cache, VIEWS, one["views"], watch),
+            one["azimuth"],
+            one["input"],
+            one["sha256"],
+        )
+        for one in record["photos"]
+    ]
+    field = recall(cache, FIELD, record["stages"]["lift"]["key"], watch)
+    return Lifted(photos, field, record["model"], record["licence"], record["device"], record["dtype"])
 
 
 def meshed(
@@ -259,6 +289,11 @@ def has_mesh(
     ]
     lift = LiftCall(settings.lift, settings.seed, tuple(azimuth for _, azimuth, _ in photos))
     field = entry_key(FIELD, seen, lift, prior.digest, prior.device)
+    return is_meshed(field, settings, cache)
+
+
+def is_meshed(field: str, settings: Settings, cache: Cache) -> bool:
+    """Whether `meshed` would be a hit for the field of this key."""
     return holds(cache, entry_key(MESH, [field], mesh_call(settings.mesh, settings.lift)))
 
 

@@ -583,6 +583,25 @@ def load(
         _set_layer(set_flags),
         _flag_layer(flags),
     ]
+    return _settle(layers, knobs, name)
+
+
+def reload(
+    recorded: Mapping[str, tuple[object, str]],  # `differences` of an earlier call, each with where it was stated
+    preset: str,
+    *,
+    flags: Mapping[str, object],
+    set_flags: Sequence[str],
+) -> Loaded:
+    """The settings of an earlier call, with what this one states instead."""
+    stated = {key: value for key, (value, _) in recorded.items()}
+    origins = {key: origin for key, (_, origin) in recorded.items()}
+    knobs = {row.key: row for row in describe(Settings)}
+    return _settle([_Layer(stated, origins), _set_layer(set_flags), _flag_layer(flags)], knobs, preset)
+
+
+def _settle(layers: Sequence[_Layer], knobs: Mapping[str, Knob], preset: str) -> Loaded:
+    """What the layers state together, a later one over an earlier."""
     values: dict[str, object] = {}
     origins = dict.fromkeys(knobs, "default")
     tables = {key.partition(".")[0] for key in knobs if "." in key}
@@ -594,4 +613,4 @@ def load(
             origins[key] = layer.origins[key]
     settings = _fill(Settings, values)
     check(settings, origins)
-    return Loaded(settings, origins, name)
+    return Loaded(settings, origins, preset)

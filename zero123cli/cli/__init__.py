@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import signals
 from .screen import screen
@@ -33,13 +33,23 @@ def run(arguments: list[str]) -> int:
     """The exit code of a call. Nothing a user can cause ends in a traceback."""
     from typer.exceptions import TyperException
 
-    from ..errors import OutOfMemoryError, SettingsError, UsageError, Zero123Error, gravest, writing_failed
+    from ..errors import (
+        OutOfMemoryError,
+        SettingsError,
+        UsageError,
+        Zero123Error,
+        gravest,
+        is_out_of_memory,
+        writing_failed,
+    )
     from .app import app
     from .reports import file_report
 
     failure: Zero123Error
     cause: BaseException
     try:
+        if asks_help(arguments):
+            return 0
         code = app(arguments, prog_name="zero123", standalone_mode=False)
         return gravest([code if isinstance(code, int) else 0, screen.unsaid])
     except BrokenPipeError:
@@ -54,12 +64,35 @@ def run(arguments: list[str]) -> int:
         source = context.get_parameter_source(option.name) if context and option else None
         kind = SettingsError if source and source.name == "ENVIRONMENT" else UsageError
         failure, cause = kind(wrong.format_message().rstrip("."), remedy=remedy), wrong
-    except MemoryError as full:
-        failure, cause = OutOfMemoryError("out of memory", remedy="close other programs and run it again"), full
     except OSError as broken:
         failure, cause = writing_failed(broken, os.fspath(broken.filename or "zero123")), broken
     except Exception as unknown:
-        failure, cause = file_report(unknown), unknown
+        full = is_out_of_memory(unknown)
+        remedy = "close other programs and run it again"
+        failure = OutOfMemoryError("out of memory", remedy=remedy) if full else file_report(unknown)
+        cause = unknown
     screen.stop()
     screen.failed(failure, cause)
     return failure.exit_code
+
+
+def asks_help(arguments: list[str]) -> bool:
+    """Prints the help of a verb when nothing else is asked; Typer's own way to it imports twice as much."""
+    from typer import Context
+    from typer.core import TyperGroup
+    from typer.main import get_command
+
+    from .app import app
+
+    *verbs, last = arguments or [""]
+    if last not in ("-h", "--help"):
+        return False
+    command: Any = get_command(app)
+    context = Context(command, info_name="zero123", **command.context_settings)
+    for verb in verbs:
+        if not isinstance(command, TyperGroup) or verb not in command.commands:
+            return False
+        command = command.commands[verb]
+        context = Context(command, info_name=verb, parent=context, **command.context_settings)
+    sys.stdout.write(command.get_help(context) + "\n")
+    return True

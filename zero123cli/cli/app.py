@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import cache, cutout, data, doctor, eval, models, presets, reconstruct, train, views
+from . import cache, cutout, data, doctor, eval, export, models, presets, reconstruct, train, views
 
 app = typer.Typer(
     name="zero123",
@@ -33,6 +33,7 @@ def root(
 
 
 app.command("reconstruct")(reconstruct.reconstruct)
+app.command("export")(export.export)
 app.command("cutout")(cutout.cutout)
 app.command("views")(views.views)
 app.add_typer(models.app, name="models")

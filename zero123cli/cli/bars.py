@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Console
+from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
@@ -64,7 +65,15 @@ def outcome_table(outcomes: Sequence[Outcome], coloured: bool) -> str:
     return as_text(table, coloured)
 
 
-def as_text(table: Table, coloured: bool) -> str:
+def panel_of(rows: Mapping[str, str], coloured: bool) -> str:
+    """Names and what there is to say of each, in a frame."""
+    table = Table.grid(padding=(0, 2))
+    for name, said in rows.items():
+        table.add_row(Text(name, style="dim"), Text(printable(said), overflow="fold"))
+    return as_text(Panel(table, expand=False), coloured)
+
+
+def as_text(table: Table | Panel, coloured: bool) -> str:
     """A table as text, as wide as the terminal."""
     page = io.StringIO()
     Console(file=page, force_terminal=coloured, no_color=not coloured, width=None if coloured else 120).print(table)

@@ -1,4 +1,4 @@
-"""`zero123 cache`: where the stage cache is, what it holds, and keeping it sound and small."""
+"""`zero123 cache`: where the stage cache is, what it holds and which runs, and keeping it sound and small."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from . import options
-from .screen import screen
+from .screen import printable, screen
 
 app = typer.Typer(help="The stage cache: where it is, what it holds; check, prune or clear it.")
 
@@ -36,6 +36,21 @@ def list_(json: options.Json = False, cache_dir: options.CacheDir = None) -> Non
         facts = {"key": entry.key, "stage": entry.stage, "bytes": entry.size, "used": used, "damage": entry.damage}
         screen.result(f"{entry.key[:16]}  {entry.stage or '?':8} {as_size(entry.size):>9}  {used}", facts)
     screen.note(f"{len(found)} entries, {as_size(sum(entry.size for entry in found))}")
+
+
+@app.command()
+def runs(json: options.Json = False, cache_dir: options.CacheDir = None) -> None:
+    """List finished runs, the latest last: id, when, faces, photo. `zero123 export ID` writes one again."""
+    from ..cache import Cache
+    from ..runs import list_runs
+    from .session import cache_root
+
+    found = list_runs(Cache(cache_root(cache_dir)))
+    for run in found:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.used))
+        said = f"{run.id[:16]}  {when}  {run.record['mesh']['faces']:>8}  {printable(run.record['input'])}"
+        screen.result(said, run.record)
+    screen.note(f"{len(found)} runs")
 
 
 @app.command()
@@ -71,14 +86,17 @@ def prune(
     shared_cache: options.SharedCache = False,
 ) -> None:
     """Drop leftovers, then what was not used for longest, until the rest fits."""
+    from ..cache import Cache, refuse_no_cache
     from ..cache import prune as prune_cache
-    from ..cache import refuse_no_cache
+    from ..runs import drop_lost
     from .session import cache_root, open_cache
 
     limit = parse_size(max_size)
     refuse_no_cache(cache_root(cache_dir))
     open_cache(cache_dir, no_cache=False, shared=shared_cache)
-    report(*prune_cache(cache_root(cache_dir), limit))
+    dropped = prune_cache(cache_root(cache_dir), limit)
+    drop_lost(Cache(cache_root(cache_dir)))
+    report(*dropped)
 
 
 @app.command()

@@ -53,6 +53,7 @@ def cutout(
 ) -> int:
     """Cut the object out of each photo: an RGBA PNG, square, centred, with soft alpha."""
     from .. import batch, photos, pipeline
+    from ..cache import digest
     from ..report import encode_png
     from .session import open_cache, read_settings, record, run_items
 
@@ -73,6 +74,6 @@ def cutout(
             raise batch.already_there(item.target)
         kept = pipeline.cutout(photo, settings, tool, cache, screen.watcher(item.source))
         batch.write_output(item.target, encode_png(kept.artifact.rgba), force=force)
-        return record(item, photo, [kept], loaded) | {"cutter": kept.artifact.cutter}
+        return record(item, digest(photo.data), [kept], loaded) | {"cutter": kept.artifact.cutter}
 
     return run_items("cutout", items, missing, work, how=lambda facts: str(facts["cutter"]))

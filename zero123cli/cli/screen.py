@@ -153,6 +153,9 @@ class Screen:
             if isinstance(message, Caution):
                 self.caution(message, source)
                 return
+            if message.picture and message.picture not in self.said:
+                self.said.add(message.picture)
+                self.note(f"{message.stage}: how it looks so far: {message.picture}")
             said = clock.describe(message)
             if self.bar is not None:
                 self.bar.show(said)
@@ -192,6 +195,13 @@ class Screen:
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
+
+    def panel(self, rows: Mapping[str, str]) -> None:
+        """What is worth knowing at the end, in a frame."""
+        if not self.quiet:
+            from .bars import panel_of
+
+            self.write(panel_of(rows, self.coloured))
 
     def summary(self, outcomes: Sequence[Outcome]) -> None:
         """Which of several inputs got which, when not all went well."""

@@ -14,7 +14,6 @@ from .reports import file_report
 from .screen import screen
 
 if TYPE_CHECKING:
-    from ..artifacts import Photo
     from ..cache import Cache, Kept
 
 
@@ -51,6 +50,7 @@ def run_items(
     missing: Sequence[batch.Outcome],
     work: Callable[[batch.Item], dict[str, Any]],
     how: Callable[[dict[str, Any]], str],
+    panel: Callable[[dict[str, Any]], None] | None = None,  # shows a single input's outcome on a terminal
 ) -> int:
     """Does the work for each input, telling what comes of it; the exit code of the whole."""
     outcomes = list(missing)
@@ -65,15 +65,16 @@ def run_items(
             told = "kept from before" if facts["hit"] else how(facts)
             screen.finish(f"{verb}: {item.source}: {told}, {facts['seconds']:.2f} s -> {item.target}")
         screen.outcome(outcome)
+    lively = screen.bars
     screen.stop()
+    if panel and lively and len(outcomes) == 1 and not outcomes[0].error:
+        panel(outcomes[0].facts)
     screen.summary(outcomes)
     return gravest([outcome.exit_code for outcome in outcomes])
 
 
-def record(item: batch.Item, photo: Photo, steps: Sequence[Kept[Any]], loaded: Loaded) -> dict[str, Any]:
+def record(item: batch.Item, photo_sha256: str, steps: Sequence[Kept[Any]], loaded: Loaded) -> dict[str, Any]:
     """The part of a run's record that is the same for every verb."""
-    from ..cache import digest
-
     return {
         "input": item.source,
         "output": str(item.target),
@@ -81,7 +82,7 @@ def record(item: batch.Item, photo: Photo, steps: Sequence[Kept[Any]], loaded: L
         "code": 0,
         "hit": all(kept.hit for kept in steps),
         "key": steps[-1].key,
-        "photo_sha256": digest(photo.data),
+        "photo_sha256": photo_sha256,
         "seconds": round(sum(kept.seconds for kept in steps), 3),
         "warnings": [
             {"code": caution.code, "text": str(caution)}

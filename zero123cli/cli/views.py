@@ -111,6 +111,7 @@ def views(
     from .. import batch as batches
     from .. import machine, photos, pipeline, report
     from ..artifacts import Ask, PhotoCamera
+    from ..cache import digest
     from ..cameras import within_a_turn
     from ..errors import UsageError
     from .session import open_cache, read_settings, record, run_items
@@ -195,7 +196,7 @@ def views(
         if together:
             page = encode_together([kept.artifact for kept in pictures], item.target)
             batches.write_output(item.target, page, force=force)
-        return record(item, photo, [cutout, seen, *pictures], loaded) | {
+        return record(item, digest(photo.data), [cutout, seen, *pictures], loaded) | {
             "outputs": [str(target) for target in targets[item.source]],
             "model": prior.name,
             "device": prior.backend.name,

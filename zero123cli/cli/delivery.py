@@ -1,0 +1,192 @@
+"""How a finished mesh leaves the house, from `reconstruct` and `export` alike: written, measured, put on record."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .screen import screen
+
+if TYPE_CHECKING:
+    from ..batch import Item
+    from ..cache import Cache, Kept
+    from ..meshing.gate import Verdict
+    from ..meshing.mesh import Made
+    from ..meshing.write import Placement
+    from ..pipeline import Lifted
+    from ..settings import Loaded
+    from ..watch import Watch
+
+SHAPE, FILE = "The mesh", "The file"
+SUFFIXES = (".glb", ".obj", ".ply", ".stl", ".3mf", ".usdz", ".off")
+UNITS = {"mm": 1e-3, "cm": 1e-2, "m": 1.0, "in": 0.0254, "ft": 0.3048}
+
+Resolution = Annotated[int | None, typer.Option(help="128, 256 or 512 cells a side (256).", rich_help_panel=SHAPE)]
+Level = Annotated[float | None, typer.Option(help="Density at the surface; 0: chosen (0).", rich_help_panel=SHAPE)]
+Faces = Annotated[int | None, typer.Option(help="Faces at most; 0 for all (10000).", rich_help_panel=SHAPE)]
+KeepComponents = Annotated[
+    bool | None, typer.Option("--keep-components", help="Keep small loose pieces.", rich_help_panel=SHAPE)
+]
+Texture = Annotated[str | None, typer.Option(help="uv, vertex or none (uv).", rich_help_panel=SHAPE)]
+TextureSize = Annotated[int | None, typer.Option(help="Side of the texture, px (1024).", rich_help_panel=SHAPE)]
+Format = Annotated[
+    str, typer.Option("--format", help="Of outputs in folders: " + " ".join(SUFFIXES), rich_help_panel=FILE)
+]
+Up = Annotated[str, typer.Option(help="y or z.", rich_help_panel=FILE)]
+Front = Annotated[str, typer.Option(help="Such as +x.", show_default="+z, or -y where z is up", rich_help_panel=FILE)]
+Height = Annotated[str | None, typer.Option(metavar="12cm", help="mm, cm, m, in or ft.", rich_help_panel=FILE)]
+Origin = Annotated[str, typer.Option(help="center or base.", rich_help_panel=FILE)]
+Require = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WHAT,...", help="watertight, textured, coloured, one-piece: else exit 82.", rich_help_panel=FILE
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a file is to be besides the mesh in it."""
+
+    placement: Placement
+    required: Sequence[str]
+    force: bool
+
+
+def read_wish(up: str, front: str, height: str | None, origin: str, require: str | None, *, force: bool) -> Wish:
+    """What is wrong with it shows before any work."""
+    import numpy as np
+
+    from ..meshing.gate import refuse_unknown
+    from ..meshing.write import Placement, placing
+
+    placement = Placement(up, front, read_height(height) if height else 0.0, origin)
+    placing(np.eye(3), placement)
+    required = [name.strip() for name in (require or "").split(",") if name.strip()]
+    refuse_unknown(required, "--require")
+    return Wish(placement, required, force)
+
+
+def suffixes_from(format_: str) -> tuple[str, ...]:
+    """All that can be written, what `--format` names first."""
+    from ..errors import UsageError
+
+    suffix = "." + format_.lower().removeprefix(".")
+    if suffix not in SUFFIXES:
+        raise UsageError(f"{format_!r} is no mesh format", where="--format", remedy=f"use one of {' '.join(SUFFIXES)}")
+    return (suffix, *(other for other in SUFFIXES if other != suffix))
+
+
+def read_height(text: str) -> float:
+    """Metres."""
+    from ..errors import UsageError
+
+    found = re.fullmatch(r"\s*([0-9.]+)\s*(mm|cm|m|in|ft)\s*", text)
+    try:
+        metres = float(found[1]) * UNITS[found[2]] if found else 0.0
+    except ValueError:
+        metres = 0.0
+    if not 1e-6 <= metres <= 1e6:
+        raise UsageError(f"{text!r} is no height", where="--height", remedy="write it such as 12cm, 80mm, 1.2m or 5in")
+    return metres
+
+
+def deliver(
+    verb: str, item: Item, lifted: Lifted, mesh: Kept[Made], loaded: Loaded, wish: Wish, cache: Cache, watch: Watch
+) -> dict[str, Any]:
+    """Writes the mesh and measures what was written; the record of the run, which the cache keeps too."""
+    from .. import __version__, batch
+    from ..meshing.gate import require
+    from ..meshing.write import About, write
+    from ..runs import keep_run
+    from .session import record
+
+    photo = lifted.photos[0]
+    told = {"photo": photo.sha256, "model": lifted.model, "licence": lifted.licence, "run": mesh.key}
+    files = write(mesh.artifact, item.target.name, wish.placement, About(extras=told))
+    for name, data in files.items():
+        batch.write_output(item.target.with_name(name), data, force=wish.force)
+    verdict = judge_file(item, lifted, mesh, loaded, wish.placement)
+    stages: dict[str, Kept[Any]] = {"cutout": photo.cutout, "views": photo.views, "lift": lifted.field, "mesh": mesh}
+    kept: list[Kept[Any]] = [
+        *(part for one in lifted.photos for part in (one.cutout, one.views)), lifted.field, mesh
+    ]  # fmt: skip
+    facts = record(item, photo.sha256, kept, loaded) | {
+        "verb": verb,
+        "files": [str(item.target.with_name(name)) for name in files],
+        "bytes": sum(map(len, files.values())),
+        "version": __version__,
+        "model": lifted.model,
+        "licence": lifted.licence,
+        "device": lifted.device,
+        "dtype": lifted.dtype,
+        "seed": loaded.settings.seed,
+        "hits": sum(part.hit for part in kept),
+        "stages": {
+            name: {"seconds": round(part.seconds, 3), "hit": part.hit, "key": part.key, "peak_bytes": part.peak}
+            for name, part in stages.items()
+        },
+        "photos": [
+            {
+                "input": one.source,
+                "sha256": one.sha256,
+                "azimuth": one.azimuth_deg,
+                "elevation": one.views.artifact.photo_elevation_deg,
+                "cutout": one.cutout.key,
+                "views": one.views.key,
+            }
+            for one in lifted.photos
+        ],
+        "photo_elevation": photo.views.artifact.photo_elevation_deg,
+        "level": [mesh.artifact.level, mesh.artifact.margin],
+        "mesh": asdict(verdict),
+    }
+    keep_run(cache, facts, watch)
+    require(verdict, wish.required, str(item.target))
+    return facts
+
+
+def judge_file(item: Item, lifted: Lifted, mesh: Kept[Made], loaded: Loaded, placement: Placement) -> Verdict:
+    """What was written, read back and held against the photo."""
+    from ..meshing.gate import judge
+    from ..meshing.shot import shot_of
+    from ..meshing.write import UNITS as FILE_UNITS
+    from ..meshing.write import placing
+
+    photo, lift = lifted.photos[0], loaded.settings.lift
+    shot = shot_of(
+        photo.cutout.artifact.rgba, 0.0, photo.views.artifact.photo_elevation_deg, lift.distance, lift.fov_deg
+    )
+    matrix = placing(mesh.artifact.vertices, placement)
+    matrix[:3] *= FILE_UNITS.get(item.target.suffix.lower(), 1.0)
+    return judge(item.target, shot, matrix)
+
+
+def tell(facts: dict[str, Any]) -> str:
+    """A run in a line."""
+    verdict = facts["mesh"]
+    closed = "watertight" if verdict["watertight"] else "not watertight"
+    parts = " ".join(f"{name} {part['seconds']:.1f}" for name, part in facts["stages"].items())
+    return f"{verdict['faces']} faces, {closed}, {parts} s"
+
+
+def show_panel(facts: dict[str, Any]) -> None:
+    """A run on a terminal, with what may be done next."""
+    verdict = facts["mesh"]
+    seconds = [
+        f"{name} {'kept' if part['hit'] else format(part['seconds'], '.1f')}" for name, part in facts["stages"].items()
+    ]
+    size = f"{verdict['texture']} px texture" if verdict["texture"] else "no texture"
+    colours = f", PSNR {verdict['psnr']:.1f} dB" if verdict["coloured"] else ""
+    rows = {
+        "file": f"{facts['output']}, {facts['bytes'] / 1e6:.1f} MB",
+        "mesh": f"{verdict['faces']} faces, {'watertight' if verdict['watertight'] else 'not watertight'}, {size}",
+        "like the photo": f"mask IoU {verdict['mask_iou']:.2f}" + colours,
+        "seconds": f"{', '.join(seconds)}; {facts['seconds']:.1f} in all",
+        "next": f"zero123 export {facts['key'][:12]} -o other.stl --height 12cm",
+    }
+    screen.panel(rows)

@@ -1,0 +1,83 @@
+"""`zero123 export`: another format, size or face budget of a finished run; nothing is lifted again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import delivery, options
+from .screen import screen
+
+if TYPE_CHECKING:
+    from ..batch import Item
+
+
+def export(
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="A glb written by zero123, the id of a run, or last.", show_default=False),
+    ],
+    out: Annotated[str | None, typer.Option("-o", "--output", metavar="OUT", help="A mesh file, or a folder.")] = None,
+    resolution: delivery.Resolution = None,
+    level: delivery.Level = None,
+    faces: delivery.Faces = None,
+    keep_components: delivery.KeepComponents = None,
+    texture: delivery.Texture = None,
+    texture_size: delivery.TextureSize = None,
+    format_: delivery.Format = "glb",
+    up: delivery.Up = "y",
+    front: delivery.Front = "",
+    height: delivery.Height = None,
+    origin: delivery.Origin = "center",
+    require: delivery.Require = None,
+    force: options.Force = False,
+    set_: options.Set = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+    progress: options.Progress = options.ProgressKind.auto,
+    color: options.Colour = options.ColourKind.auto,
+    offline: options.Offline = False,
+    cache_dir: options.CacheDir = None,
+    shared_cache: options.SharedCache = False,
+    lock_timeout: options.LockTimeout = 600.0,
+) -> int:
+    """Write a finished run's mesh again: as it was, or with what the flags change about it."""
+    from .. import batch, pipeline, settings
+    from ..errors import UsageError
+    from ..runs import find_run
+    from ..watch import silent
+    from .session import open_cache, run_items
+
+    screen.configure(json=json, quiet=quiet, verbose=verbose, progress=progress.value, color=color.value)
+    knobs = {
+        "mesh.resolution": resolution,
+        "mesh.level": level,
+        "mesh.faces": faces,
+        "mesh.keep_components": keep_components,
+        "mesh.texture": texture,
+        "mesh.texture_size": texture_size,
+    }
+    wish = delivery.read_wish(up, front, height, origin, require, force=force)
+    suffixes = delivery.suffixes_from(format_)
+    cache = open_cache(cache_dir, no_cache=False, shared=shared_cache, lock_timeout=lock_timeout)
+    record = find_run(cache, run).record
+    loaded = settings.reload(record["settings"], record["preset"], flags=knobs, set_flags=set_ or ())
+    for text in set_ or ():
+        if not text.strip().startswith("mesh."):
+            remedy = "change it with zero123 reconstruct; --set mesh.KEY=VALUE works here"
+            raise UsageError(f"{text!r} would change the field", where="--set", remedy=remedy)
+    items = batch.plan([record["input"]], out, suffixes=suffixes)
+    batch.make_folders(items, out)
+
+    def work(item: Item) -> dict[str, Any]:
+        batch.check_target(item.target)
+        watch = screen.watcher(item.source)
+        lifted = pipeline.remember(record, cache, silent)  # its warnings are old news
+        if item.target.exists() and not force and not pipeline.is_meshed(lifted.field.key, loaded.settings, cache):
+            raise batch.already_there(item.target)
+        mesh = pipeline.meshed(lifted.photos, lifted.field, loaded.settings.mesh, loaded.settings.lift, cache, watch)
+        return delivery.deliver("export", item, lifted, mesh, loaded, wish, cache, watch)
+
+    return run_items("export", items, (), work, how=delivery.tell, panel=delivery.show_panel)
