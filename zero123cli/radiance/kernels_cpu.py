@@ -207,12 +207,20 @@ def gather(
             count = min(LOT, end - start)
             find_lot(points, ways, scales[level], levels[level], start, count, places, factors)
             for number in range(count):
-                t, p = np.uint64(number), np.uint64(start + number)
-                for f in range(wide):
-                    total = np.float32(0)
+                t, p, column = np.uint64(number), np.uint64(start + number), np.uint64(level * wide)
+                if wide == 2:  # as nearly always: a row's two numbers are read together
+                    left = right = np.float32(0)
                     for corner in range(8):
-                        total += factors[corner, t] * table[np.uint32(places[corner, t]), f]
-                    out[p, np.uint64(level * wide + f)] = total
+                        row, factor = np.uint32(places[corner, t]), factors[corner, t]
+                        left += factor * table[row, 0]
+                        right += factor * table[row, 1]
+                    out[p, column], out[p, column + np.uint64(1)] = left, right
+                else:
+                    for f in range(wide):
+                        total = np.float32(0)
+                        for corner in range(8):
+                            total += factors[corner, t] * table[np.uint32(places[corner, t]), f]
+                        out[p, column + np.uint64(f)] = total
 
 
 @compiled
@@ -224,11 +232,18 @@ def scatter(points: Any, ways: Any, grad: Any, scales: Any, levels: Any, one: An
         count = min(LOT, len(points) - start)
         find_lot(points, ways, scales[level], levels[level], start, count, places, factors)
         for number in range(count):
-            t, p = np.uint64(number), np.uint64(start + number)
-            for f in range(wide):
-                g = grad[p, np.uint64(level * wide + f)]
+            t, p, column = np.uint64(number), np.uint64(start + number), np.uint64(level * wide)
+            if wide == 2:
+                left, right = grad[p, column], grad[p, column + np.uint64(1)]
                 for corner in range(8):
-                    table[np.uint32(places[corner, t]), f] += factors[corner, t] * g
+                    row, factor = np.uint32(places[corner, t]), factors[corner, t]
+                    table[row, 0] += factor * left
+                    table[row, 1] += factor * right
+            else:
+                for f in range(wide):
+                    g = grad[p, column + np.uint64(f)]
+                    for corner in range(8):
+                        table[np.uint32(places[corner, t]), f] += factors[corner, t] * g
 
 
 @compiled
