@@ -37,7 +37,7 @@ ROWS = (
     {"training.volumes", "training.composites", "evaluation.rig", "evaluation.published"},
     {"training.cutters", "training.denoisers", "evaluation.oracle"},
     {"evaluation.shapes"},
-    {"evaluation.views"},
+    {"evaluation.views", "evaluation.sets"},
     {"evaluation.evaluate"},
     {"evaluation.page"},
     {"cli"},

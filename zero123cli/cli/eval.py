@@ -1,4 +1,4 @@
-"""`zero123 eval`: the paper's tables over a folder of meshes, the protocol beside every number."""
+"""`zero123 eval`: the paper's tables over a folder of meshes or of view sets, the protocol beside every number."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..evaluation.metrics import Estimate
     from ..evaluation.published import Published
     from ..evaluation.rig import Plan
+    from ..evaluation.sets import Listed
 
 app = typer.Typer(help="Measure models on objects whose shape is known: the paper's tables.")
 
@@ -40,7 +41,10 @@ class ViewProtocol(StrEnum):
 
 
 Dataset = Annotated[
-    Path | None, typer.Argument(metavar="[DATASET]", help="A folder of meshes, or a mesh.", show_default=False)
+    Path | None,
+    typer.Argument(
+        metavar="[DATASET]", help="A folder of meshes, a mesh, or a folder that `data render` made.", show_default=False
+    ),
 ]
 Model = Annotated[
     str | None,
@@ -58,7 +62,10 @@ WithPublished = Annotated[bool, typer.Option("--with-published", help="Figures o
 PhotoElevation = Annotated[
     float | None,
     typer.Option(
-        min=-90, max=90, help="Tell the models how high the photo's camera stands; it is 20.", show_default="not told"
+        min=-90,
+        max=90,
+        help="Tell the models how high the photo's camera stands: 20 with meshes; not for view sets.",
+        show_default="not told",
     ),
 ]
 VolumeAlone = Annotated[bool, typer.Option("--volume-alone", help="The model's volume, nothing refined.")]
@@ -232,20 +239,16 @@ def make_plan(
 def measure(run: Run, dataset: Path | None, limit: int, jobs: int, html: Path | None, *, force: bool) -> int:
     """Shows every object to every model and prints what came of it; the exit code of the whole."""
     from .. import batch, machine
-    from ..errors import MissingInputError, UsageError, gravest
+    from ..errors import UsageError, gravest
     from ..evaluation.evaluate import Job, Sheet, mean_cutout, score
     from ..evaluation.evaluate import run as run_all
-    from ..evaluation.rig import list_meshes
     from ..evaluation.shapes import load_net, load_prior
     from ..watch import Progress
-    from .data import gather_meshes
 
     started = time.monotonic()
     if dataset is None:
         raise UsageError("name the objects", where="DATASET", remedy="give a folder of meshes, or --compare two runs")
-    found = list_meshes(gather_meshes([str(dataset)]), limit)
-    if not found:
-        raise MissingInputError("there are no meshes in it", where=str(dataset))
+    run, found = list_dataset(run, dataset, limit)
     if html:
         batch.check_target(html)
         if html.exists() and not force:
@@ -291,6 +294,51 @@ def measure(run: Run, dataset: Path | None, limit: int, jobs: int, html: Path | 
         screen.note(f"eval: pictures -> {html}")
     screen.finish(f"eval {run.title}: {len(ordered)} of {len(found)} objects, {time.monotonic() - started:.1f} s")
     return gravest(codes)
+
+
+def list_dataset(run: Run, dataset: Path, limit: int) -> tuple[Run, dict[str, Path]]:
+    """The objects by name, and the run by the protocol of their kind."""
+    from ..errors import MeshError, MissingInputError
+    from ..evaluation.rig import list_meshes
+    from ..evaluation.sets import find_sets, list_sets
+    from .data import gather_meshes
+
+    given = gather_meshes([str(dataset)])
+    sets = find_sets(dataset)
+    meshes = [path for path in given if path not in sets]
+    if sets and meshes:
+        raise MeshError(
+            f"it holds {len(sets)} view sets and {len(meshes)} meshes, whose numbers don't mix",
+            where=str(dataset),
+            remedy="keep them in folders of their own",
+        )
+    if meshes:
+        return run, list_meshes(meshes, limit)
+    if not sets:
+        raise MissingInputError("there are no meshes and no view sets in it", where=str(dataset))
+    listed = list_sets(sets, limit)
+    return on_view_sets(run, listed), listed.files
+
+
+def on_view_sets(run: Run, listed: Listed) -> Run:
+    """The same by the protocol of view sets; what they don't serve is refused."""
+    from ..errors import UsageError
+    from ..evaluation.evaluate import ON_SETS, SHAPE_PROTOCOLS, VIEW_PROTOCOLS
+
+    if run.model == "lifted-oracle":
+        raise UsageError(
+            "it renders the object in its colours, which a view set does not hold",
+            where="--model lifted-oracle",
+            remedy="give meshes, or take --model oracle",
+        )
+    if run.plan.elevation_deg is not None:
+        raise UsageError(
+            "each view set's photo has an elevation of its own", where="--photo-elevation", remedy="leave it out"
+        )
+    name, _, size = run.protocol.name.partition(" ")
+    chosen = (VIEW_PROTOCOLS if run.plan.views else SHAPE_PROTOCOLS)[name + ON_SETS]
+    stored = f"of {listed.size} px" if run.plan.views else f"of {listed.size} px and {listed.cells}^3 cells"
+    return replace(run, protocol=replace(chosen, name=" ".join(filter(None, (chosen.name, size, stored)))))
 
 
 # Results --------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from ..scenes.raycast import prepare, render_views
 from ..scenes.surface import Surface, normalise
 from ..watch import silent
 from ..workers import Result, run_jobs
-from . import metrics, shapes, views
+from . import metrics, rig, sets, shapes, views
 from .metrics import Estimate, Shot, Solid
-from .rig import PHOTO, Case, Plan, seed_of, set_up, to_shot, true_views
+from .rig import PHOTO, Case, Plan, seed_of, to_shot, true_views
 
 MEMORY = 64 * 10**9  # bytes of address space of a worker
 GLANCES = tuple(Viewpoint(azimuth, PHOTO.elevation_deg, PHOTO.distance) for azimuth in (0, 90, 180, 270))
@@ -101,8 +101,14 @@ def judge(job: Job) -> Sheet:
     """Shows the object to each model and measures what it answers. A model that fails costs its own row only."""
     if "volume" in job.models:
         shapes.load_net(job.plan)  # before the clock runs
-    case = set_up(job.name, job.path, job.plan, silent, job.mean)
+    case = set_up(job.name, job.path, job.plan, job.mean)
     return judge_views(job, case) if job.plan.views else judge_shapes(job, case)
+
+
+def set_up(name: str, path: Path, plan: Plan, mean: np.ndarray | None = None) -> Case:
+    """The case of a mesh or of a view set."""
+    kind = sets if path.suffix == sets.SUFFIX else rig
+    return kind.set_up(name, path, plan, silent, mean)
 
 
 def judge_shapes(job: Job, case: Case) -> Sheet:
@@ -168,14 +174,19 @@ def run(jobs: Sequence[Job], count: int, seconds: float) -> Iterator[Result]:
 
 
 def mean_cutout(found: Mapping[str, Path], plan: Plan) -> np.ndarray:  # uint8 (S, S, 4)
-    """The mean of all objects' cutouts."""
+    """The mean of all objects' cutouts; those that cannot be read are told of when their turn comes."""
     total = np.zeros((plan.size, plan.size, 4))
+    count = 0
     for name, path in found.items():
-        shot = to_shot(set_up(name, path, plan, silent).cutout.rgba, plan.size)
+        try:
+            shot = to_shot(set_up(name, path, plan).cutout.rgba, plan.size)
+        except Zero123Error:
+            continue
         total += np.concatenate([shot.rgb - 1 + shot.mask[..., None], shot.mask[..., None]], -1)
+        count += 1
     colour, share = total[..., :3], total[..., 3:]
     straight = np.clip(colour / np.maximum(share, 1e-6), 0, 1)
-    return np.round(np.concatenate([straight, share / len(found)], -1) * 255).astype(np.uint8)
+    return np.round(np.concatenate([straight, share / max(1, count)], -1) * 255).astype(np.uint8)
 
 
 # Means and comparisons ------------------------------------------------------------------------------------------------
@@ -247,6 +258,9 @@ METRICS = {
     "lpips": Metric("LPIPS", 3, False),
     "mask_iou": Metric("mask IoU", 3, True),
 }
+SET_PHOTO = "the photo is the view set's picture nearest to elevation 20, the first of equals"
+ON_SETS = "-viewsets"  # ends the names of protocols whose truth is a view set
+
 SHAPE_PROTOCOLS = {
     "P": Protocol(
         "P",
@@ -262,12 +276,29 @@ SHAPE_PROTOCOLS = {
         measure_fscores,
     ),
 }
+SHAPE_PROTOCOLS |= {
+    name + ON_SETS: replace(
+        one,
+        name=name + ON_SETS,
+        says=f"{SET_PHOTO}; the truth is marching cubes of its occupancy, turned to face that photo; {one.says}",
+    )
+    for name, one in SHAPE_PROTOCOLS.items()
+}
+METRICS_OF_VIEWS = ("psnr", "psnr_object", "ssim", "lpips", "mask_iou")
+WHITE_AND_MASKS = "on white; masks: alpha of at least a half, or what is not white"
 VIEW_PROTOCOLS = {
     "zero123": Protocol(
         "zero123",
         "12 poses an object drawn by its name, elevation -10 to 45, around the middle of the photo's cutout and at its "
-        "scale, on white; masks: alpha of at least a half, or what is not white",
-        ("psnr", "psnr_object", "ssim", "lpips", "mask_iou"),
+        f"scale, {WHITE_AND_MASKS}",
+        METRICS_OF_VIEWS,
+        measure_views,
+    ),
+    "zero123" + ON_SETS: Protocol(
+        "zero123" + ON_SETS,
+        f"{SET_PHOTO}; the truth is its other pictures, cropped to the middle and scale of that photo's cutout, their "
+        f"perspective as it is; told are azimuth and elevation around that middle, not the distance; {WHITE_AND_MASKS}",
+        METRICS_OF_VIEWS,
         measure_views,
     ),
 }

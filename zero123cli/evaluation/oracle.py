@@ -19,11 +19,11 @@ from torch import Tensor
 
 from ..artifacts import Views
 from ..cameras import TRAINING_DISTANCE, Viewpoint
-from ..diffusion.viewmodel import Description, alphas_cumprod, look_from
+from ..diffusion.viewmodel import Description, alphas_cumprod
 from ..diffusion.volume import USUAL_HALF
 from ..scenes.raycast import prepare, render
 from ..scenes.surface import Surface
-from .rig import PHOTO, PHOTO_SIDE, Case
+from .rig import Case
 
 SIDE = 64  # px
 
@@ -62,19 +62,16 @@ class Oracle:
 
 def know(case: Case, size: int = SIDE) -> Oracle:
     """The oracle of an object: moved and scaled so that its photo's cutout is what a common camera sees of it."""
-    cutout = case.cutout
-    unit = case.half * PHOTO.distance  # half the cutout's side, at the object's middle
-    middle = np.array([cutout.left + cutout.side / 2, cutout.top + cutout.side / 2]) / cutout.side * 2
-    right, down = (middle - PHOTO_SIDE / cutout.side) * unit
-    axes = look_from([PHOTO]).axes()[0].numpy()
-    moved = case.truth.vertices - (right * axes[0] - down * axes[1])
-    scale = USUAL_HALF * TRAINING_DISTANCE / unit
-    return Oracle(replace(case.truth, vertices=(moved * scale).astype(np.float32)), size)
+    scale = USUAL_HALF * TRAINING_DISTANCE / case.unit
+    moved = (case.truth.vertices - case.middle) * scale
+    return Oracle(replace(case.truth, vertices=moved.astype(np.float32)), size)
 
 
-def as_views(oracle: Oracle, case: Case, elevation_deg: float = PHOTO.elevation_deg) -> Views:
+def as_views(oracle: Oracle, case: Case) -> Views:
     """The photo before the oracle, which needs nothing of it."""
     alpha = torch.from_numpy(case.cutout.rgba.astype(np.float32) / 255).permute(2, 0, 1)[None]
     small = F.interpolate(alpha, (oracle.description.size,) * 2, mode="area")[0]
     empty = np.zeros(0, np.float32)
-    return Views(np.zeros((1, 1), np.float32), small.numpy(), elevation_deg, TRAINING_DISTANCE, empty, empty, empty)
+    return Views(
+        np.zeros((1, 1), np.float32), small.numpy(), case.camera.elevation_deg, TRAINING_DISTANCE, empty, empty, empty
+    )

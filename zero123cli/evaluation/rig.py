@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,12 +20,13 @@ from PIL import Image
 from .. import pipeline
 from ..artifacts import Cutout, Photo
 from ..cache import Cache, Kept
-from ..cameras import TRAINING_FOV_DEG, Viewpoint
+from ..cameras import TRAINING_FOV_DEG, Viewpoint, within_a_turn
 from ..cutters import CLASSICAL
+from ..framing import Box, crop
 from ..machine import Backend
 from ..report import encode_png
 from ..scenes.meshes import read_surface
-from ..scenes.raycast import Prepared, camera_axes, pixel_width, prepare, render, render_views
+from ..scenes.raycast import camera_axes, prepare, render, render_views
 from ..scenes.surface import Surface, normalise
 from ..settings import Settings
 from ..watch import Watch
@@ -35,10 +36,13 @@ if TYPE_CHECKING:
 
 PHOTO = Viewpoint(azimuth_deg=0.0, elevation_deg=20.0, distance=2.0)
 PHOTO_SIDE = 512  # px
-POSES = 12  # asked for of each object
+WHOLE = (0.0, 0.0, math.tan(math.radians(TRAINING_FOV_DEG) / 2))  # what it shows, as a square
+POSES = 12  # asked for of each mesh
 LOWEST_DEG, HIGHEST_DEG = -10.0, 45.0  # their elevations
 SOLID = 0.5  # alpha from which a pixel belongs to the object
 WHITE = 0.95  # the darkest channel of a background without alpha
+
+Square = tuple[float, float, float]  # in the plane at distance 1: its middle, right and up, and half its side
 
 
 @dataclass(frozen=True)
@@ -56,35 +60,69 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """A picture of an object that is there already."""
+
+    rgba: np.ndarray  # uint8 (S, S, 4)
+    camera: Viewpoint
+    square: Square
+
+
+@dataclass(frozen=True)
 class Case:
     """One object as it is known to us; a model sees the photo and what the program makes of it."""
 
     name: str
-    truth: Surface  # turned, its longest box side 1
+    truth: Surface  # turned so that the photo's azimuth is 0; its longest box side is 1, a view set's before the turn
     photo: Photo  # a PNG with alpha
     cutout: Cutout
     mean: np.ndarray | None = None  # uint8 (S, S, 4): the mean cutout of all objects, where it is asked for
+    camera: Viewpoint = PHOTO  # the photo's
+    frame: Square = WHOLE  # what the photo shows
+    others: tuple[Seen, ...] = ()  # of a view set: its other pictures, which are the truth
 
     @property
-    def prepared(self) -> Prepared:
-        return prepare(self.truth)
+    def poses(self) -> list[Viewpoint]:
+        """What views are asked for, their azimuths from the photo's; of their distances nothing is told."""
+        return [look_at(self.middle, other.camera) for other in self.others] or draw_poses(self.name)
 
     @property
-    def half(self) -> float:
-        """Half the cutout's side in the plane at distance 1."""
-        return self.cutout.side / 2 * pixel_width(PHOTO_SIDE, TRAINING_FOV_DEG)
+    def square(self) -> Square:
+        """The cutout."""
+        x, y, half = self.frame
+        cutout = self.cutout
+        pixel, middle = 2 * half / cutout.photo_width, (cutout.photo_width - cutout.side) / 2
+        return x + (cutout.left - middle) * pixel, y + (middle - cutout.top) * pixel, cutout.side / 2 * pixel
 
     @property
-    def square(self) -> tuple[float, float, float]:
-        """The cutout in the plane at distance 1: its middle, right and up, and half its side."""
-        pixel, middle = pixel_width(PHOTO_SIDE, TRAINING_FOV_DEG), (PHOTO_SIDE - self.cutout.side) / 2
-        return (self.cutout.left - middle) * pixel, (middle - self.cutout.top) * pixel, self.half
+    def middle(self) -> np.ndarray:  # (3,)
+        """What is in the middle of the cutout, at the object's depth."""
+        x, y, _ = self.square
+        right, up, _ = camera_axes(self.camera)
+        return np.asarray((right * x + up * y) * self.camera.distance)
+
+    @property
+    def unit(self) -> float:
+        """Half the cutout's side there."""
+        return self.square[2] * self.camera.distance
 
 
 def list_meshes(paths: Sequence[Path], limit: int = 0) -> dict[str, Path]:
-    """Meshes by name, the first `limit` of them; names that are not unique are told apart by their folders."""
-    known = Counter(path.stem for path in paths)
-    named = {path.stem if known[path.stem] == 1 else path.with_suffix("").as_posix(): path for path in paths}
+    """Meshes by name, the first `limit` of them."""
+    return list_files({path: path for path in paths}, limit)
+
+
+def list_files(sources: Mapping[Path, Path], limit: int = 0) -> dict[str, Path]:
+    """Files by the names of their sources; names that are not unique are told apart by more of the path."""
+    spelt = {
+        path: (source.stem, source.with_suffix("").as_posix(), source.as_posix(), path.as_posix())
+        for path, source in sources.items()
+    }
+    known = [Counter(names) for names in zip(*spelt.values(), strict=True)]
+    named = {
+        next(name for name, count in zip(names, known, strict=True) if count[name] == 1): path
+        for path, names in spelt.items()
+    }
     return dict(sorted(named.items())[: limit or None])
 
 
@@ -123,18 +161,41 @@ def draw_poses(name: str) -> list[Viewpoint]:
     ]
 
 
-def true_views(case: Case, size: int) -> list[np.ndarray]:  # POSES of uint8 (S, S, 4)
+def true_views(case: Case, size: int) -> list[np.ndarray]:  # uint8 (S, S, 4) for each pose
     """The object from the poses asked for, at the scale of its photo's cutout.
 
     The cameras walk around what is in the middle of the cutout, at the object's depth: the pose of the photo shows it.
     """
-    x, y, half = case.square
-    right, up, _ = camera_axes(PHOTO)
-    middle = (right * x + up * y) * PHOTO.distance
-    moved = replace(case.truth, vertices=(case.truth.vertices - middle).astype(np.float32))
-    fov_deg = 2 * math.degrees(math.atan(half))
-    pictures = render_views(prepare(moved), draw_poses(case.name), size=size, fov_deg=fov_deg)
+    if case.others:
+        return [bring_to_scale(other, case, size) for other in case.others]
+    moved = replace(case.truth, vertices=(case.truth.vertices - case.middle).astype(np.float32))
+    fov_deg = 2 * math.degrees(math.atan(case.square[2]))
+    pictures = render_views(prepare(moved), case.poses, size=size, fov_deg=fov_deg)
     return [picture.rgba for picture in pictures]
+
+
+def look_at(middle: np.ndarray, camera: Viewpoint) -> Viewpoint:  # (3,)
+    """How a camera stands to what is in the middle of the cutout: views are asked for around that."""
+    x, y, z = camera.position() - middle
+    distance = math.hypot(x, y, z)
+    azimuth_deg, elevation_deg = math.degrees(math.atan2(x, z)), math.degrees(math.asin(y / distance))
+    return Viewpoint(within_a_turn(azimuth_deg), elevation_deg, distance)
+
+
+def bring_to_scale(seen: Seen, case: Case, size: int) -> np.ndarray:  # uint8 (S, S, 4)
+    """The part of a picture that the photo's cutout would be: around the same middle, as large there.
+
+    Its camera stays where it stood, so that its perspective is its own.
+    """
+    right, up, forward = camera_axes(seen.camera)
+    depth = seen.camera.distance + case.middle @ forward
+    half = case.unit / depth
+    x, y, own = seen.square
+    pixels = len(seen.rgba) / (2 * own)
+    left = (case.middle @ right / depth - half - x + own) * pixels
+    top = (y + own - case.middle @ up / depth - half) * pixels
+    side = 2 * half * pixels
+    return np.asarray(crop(Image.fromarray(seen.rgba), Box(left, top, left + side, top + side), size))
 
 
 def to_shot(picture: np.ndarray, size: int) -> Shot:  # uint8 (S, S, 3) on white, or (S, S, 4)

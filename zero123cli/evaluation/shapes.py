@@ -32,8 +32,8 @@ from ..diffusion.volume import (
     guess_elevation,
 )
 from ..errors import NothingFoundError, UsageError, WeightsError
-from ..scenes.raycast import hull
-from ..scenes.surface import Material, Surface
+from ..scenes.raycast import hull, prepare
+from ..scenes.surface import Material, Surface, normalise
 from ..watch import Watch, silent
 from .rig import PHOTO, Case, Plan, cut
 
@@ -127,7 +127,7 @@ def carve(case: Case, plan: Plan, watch: Watch) -> Answer:
     turns = math.pi * (3 - math.sqrt(5)) * np.arange(EYES)  # evenly over the sphere (Fibonacci)
     lifts = np.degrees(np.arcsin(1 - (2 * np.arange(EYES) + 1) / EYES))
     eyes = [Viewpoint(math.degrees(t), float(e), PHOTO.distance) for t, e in zip(turns, lifts, strict=True)]
-    return Answer(clay(*enclose(hull(case.prepared, eyes, EYE_CELLS, EYE_SIDE), 0.5)))
+    return Answer(clay(*enclose(hull(prepare(normalise(case.truth)), eyes, EYE_CELLS, EYE_SIDE), 0.5)))
 
 
 # The volume alone -----------------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def show_volume(case: Case, plan: Plan, watch: Watch) -> Answer:
     told = found if plan.elevation_deg is None else plan.elevation_deg
     shares = torch.sigmoid(volume.occupancy[0].float() - plan.threshold).cpu().numpy()
     shape = stand_up(shares, told, level=0.5)
-    return Answer(shape, {"elevation_error": abs(found - PHOTO.elevation_deg)})
+    return Answer(shape, {"elevation_error": abs(found - case.camera.elevation_deg)})
 
 
 def predict(cutout: Cutout, plan: Plan) -> Volume:
@@ -210,7 +210,7 @@ def reconstruct(case: Case, plan: Plan, watch: Watch) -> Answer:
     field = pipeline.lifted(posed, plan.settings.lift, plan.settings.seed, prior, plan.cache, watch)
     how = replace(plan.settings.mesh, texture="none")
     mesh = pipeline.meshed(posed, field, how, plan.settings.lift, plan.cache, watch).artifact
-    error = abs(views.artifact.photo_elevation_deg - PHOTO.elevation_deg)
+    error = abs(views.artifact.photo_elevation_deg - case.camera.elevation_deg)
     return Answer(clay(mesh.vertices, mesh.faces), {"elevation_error": error})
 
 

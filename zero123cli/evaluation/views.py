@@ -16,25 +16,25 @@ from ..artifacts import Ask, PhotoCamera
 from ..cameras import TRAINING_DISTANCE, Viewpoint, within_a_turn
 from ..diffusion.volume import guess_elevation, render
 from ..watch import Watch
-from .rig import PHOTO, POSES, Case, Plan, cut, draw_poses, true_views
+from .rig import Case, Plan, cut, true_views
 from .shapes import load_prior, predict
 
-Pictures = list[np.ndarray]  # POSES of uint8 (S, S, 3) on white, or (S, S, 4)
+Pictures = list[np.ndarray]  # for each pose uint8 (S, S, 3) on white, or (S, S, 4)
 
 
 def copy_input(case: Case, plan: Plan, watch: Watch) -> Pictures:
     """The photo's own cutout, whatever is asked for."""
-    return [case.cutout.rgba] * POSES
+    return [case.cutout.rgba] * len(case.poses)
 
 
 def repeat_mean(case: Case, plan: Plan, watch: Watch) -> Pictures:
     """The mean of all objects' cutouts: what can be said without a look at either the photo or the pose."""
     assert case.mean is not None, case.name
-    return [case.mean] * POSES
+    return [case.mean] * len(case.poses)
 
 
 def leave_white(case: Case, plan: Plan, watch: Watch) -> Pictures:
-    return [np.full((plan.size, plan.size, 4), (255, 255, 255, 0), np.uint8)] * POSES
+    return [np.full((plan.size, plan.size, 4), (255, 255, 255, 0), np.uint8)] * len(case.poses)
 
 
 def show_truth(case: Case, plan: Plan, watch: Watch) -> Pictures:
@@ -49,8 +49,8 @@ def render_volume(case: Case, plan: Plan, watch: Watch) -> Pictures:
     photo = guess_elevation(volume)[0] if plan.elevation_deg is None else plan.elevation_deg
     pictures = []
     with torch.inference_mode():
-        for pose in draw_poses(case.name):
-            risen = photo + pose.elevation_deg - PHOTO.elevation_deg
+        for pose in case.poses:
+            risen = photo + pose.elevation_deg - case.camera.elevation_deg
             here = look_from([Viewpoint(0.0, photo)])
             there = look_from([Viewpoint(pose.azimuth_deg, risen)])
             seen = render(volume, here, there, plan.size)[0]
@@ -69,7 +69,7 @@ def sample_model(case: Case, plan: Plan, watch: Watch) -> Pictures:
     asks = [
         Ask(
             azimuth_deg=within_a_turn(pose.azimuth_deg),
-            elevation_deg=pose.elevation_deg - PHOTO.elevation_deg,
+            elevation_deg=pose.elevation_deg - case.camera.elevation_deg,
             distance=0.0,
             number=0,
             seed=settings.seed,
@@ -78,7 +78,7 @@ def sample_model(case: Case, plan: Plan, watch: Watch) -> Pictures:
             guidance=how.guidance,
             eta=how.eta,
         )
-        for pose in draw_poses(case.name)
+        for pose in case.poses
     ]
     prior = load_prior(plan)
     seen = pipeline.views(cut(case.photo, plan, watch), camera, prior, plan.cache, watch)

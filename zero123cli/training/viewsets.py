@@ -6,6 +6,7 @@ Letters: N views, S side of a picture, R resolution of the occupancy.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -16,16 +17,18 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
+from safetensors import safe_open
 from safetensors.numpy import load, save
 
 from .. import durable
-from ..artifacts import read_head, with_head
+from ..artifacts import HEAD, read_head, with_head
 from ..cameras import TRAINING_FOV_DEG, Viewpoint
-from ..errors import MeshError
+from ..errors import MeshError, MissingInputError
 from ..framing import FAINT, crop, find_box, frame
 
 VERSION = 1  # of what a view set holds; another number is another file
 FRAMED = 0.80  # where `cutout` puts an object
+FARTHEST, WIDEST = 1000.0, 100.0  # distances and squares that a file may name
 SOLID = "solid:"  # the name of a made-up object is this and its number
 
 
@@ -164,12 +167,67 @@ def write(path: Path, views: ViewSet) -> None:
 
 
 def read(path: Path) -> ViewSet:
-    raw = path.read_bytes()
-    head = read_head(raw)
-    arrays = load(raw)
-    side = head["side"]
-    inside = np.unpackbits(arrays.pop("inside"), count=side**3).astype(bool).reshape(side, side, side)
-    return ViewSet(name=head["name"], inside=inside, **arrays)
+    """A view set, if it is whole."""
+    with told_if_damaged(path):
+        raw = path.read_bytes()
+        head = read_head(raw)
+        arrays = load(raw)
+        side = head["side"]
+        packed = arrays.pop("inside")
+        if head["version"] != VERSION or packed.size != -(-(side**3) // 8):
+            raise ValueError("of another kind")
+        inside = np.unpackbits(packed, count=side**3).astype(bool).reshape(side, side, side)
+        found = ViewSet(name=str(head["name"]), inside=inside, **arrays)
+        if not is_sound(found):
+            raise ValueError("its parts do not fit together")
+    return found
+
+
+def is_sound(one: ViewSet) -> bool:
+    """Whether all parts are of so many views, and all cameras stand somewhere and look at something."""
+    count, side = one.rgba.shape[:2]
+    forms = {
+        "rgba": (count, side, side, 4),
+        "poses": (count, 3),
+        "squares": (count, 3),
+        "depth": (count, side, side),
+        "normal": (count, side, side, 3),
+    }
+    return (
+        min(count, side) > 0
+        and one.rgba.dtype == np.uint8
+        and all(getattr(one, part).shape == form for part, form in forms.items())
+        and bool((np.abs(one.poses) <= (360, 90, FARTHEST)).all() and (np.abs(one.squares) <= WIDEST).all())
+        and bool((one.poses[:, 2] > 0).all() and (one.squares[:, 2] >= 1 / WIDEST).all())
+    )
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a file says of its view set before the pictures are read."""
+
+    name: str
+    size: int  # px
+    cells: int  # a side of the occupancy
+
+
+def read_label(path: Path) -> Label:
+    with told_if_damaged(path), safe_open(path, "np") as file:
+        head = json.loads(file.metadata()[HEAD])
+        return Label(str(head["name"]), int(file.get_slice("rgba").get_shape()[1]), int(head["side"]))
+
+
+@contextlib.contextmanager
+def told_if_damaged(path: Path) -> Iterator[None]:
+    """What reading a file may raise, as what a user can mend."""
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or "unreadable").lower()
+        raise MissingInputError(reason, where=str(path), remedy="check the path and its permissions") from error
+    except Exception as error:  # whatever a damaged file, or one of another kind, lacks
+        remedy = "render it again with `zero123 data render`"
+        raise MeshError("no view set, or damaged", where=str(path), remedy=remedy) from error
 
 
 def list_objects(folder: Path) -> list[Path]:
