@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet --constraint constraints.txt
 
-.PHONY: demo test check bench clean help
+.PHONY: demo test check bench gpu clean help
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -26,6 +26,10 @@ check: $(VENV)/checked ## format, lint, types
 
 bench: $(VENV)/tested ## what takes long or measures
 	$(BIN)/python -m pytest -m bench -s $(ARGS)
+
+gpu: $(VENV)/tested ## what a CUDA card changes: its code paths tested, then measured
+	$(BIN)/python -m pytest -s tests/test_radiance_*.py tests/test_bench_radiance.py tests/test_bench_viewmodel.py $(ARGS)
+	$(BIN)/python -m pytest -s tests/test_bench_lift.py -k gpu $(ARGS)
 
 clean: ## what the commands made
 	rm -rf $(VENV) out build dist
