@@ -84,7 +84,7 @@ def test_the_hash_grid_beats_plain_torch(levels: int) -> None:
         print(f"  {name:18} {statistics.median(column):.4f} s")
     ratio = statistics.median(a / b for a, b in zip(times["torch"], times["numba"], strict=True))
     print(f"  torch / numba {ratio:.1f}" + ("" if CUDA else "; CUDA not measured"))
-    assert ratio >= 8  # the aim is 10: 8.5 to 12 was seen, with torch's own times swinging by half
+    assert ratio >= 10  # 10.2 to 15.4 was seen: torch's own times swing by half
     assert levels > 8 or statistics.median(times["numba"]) < 0.25
 
 

@@ -306,7 +306,7 @@ POCKET_UNET: dict[str, Any] = {
     "sample_size": 32,
     "in_channels": 32,
     "out_channels": 16,
-    "block_out_channels": (64, 128, 160),
+    "block_out_channels": (48, 80, 112),  # with the volume net, half precision and the cutter: under 30 MB
     "layers_per_block": 1,
     "cross_attention_dim": 128,
     "attention_head_dim": 4,  # the number of heads
