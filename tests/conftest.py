@@ -16,9 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from zero123cli.cache import entries
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported, which diffusers does
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the folder shared/ is not beside this checkout")
@@ -229,7 +233,6 @@ QUICK = tuple(SMALL.split())
 def ball_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pocket model of random weights whose volume is a ball."""
     import small
-    import torch
 
     from zero123cli.diffusion.volume import VolumeDescription
 

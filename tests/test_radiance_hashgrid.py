@@ -21,8 +21,6 @@ WIDE = GridDescription(levels=1, features=5, table_log2=12, base=9, growth=1.0)
 PUBLISHED = GridDescription(levels=16, features=2, table_log2=19, base=16, growth=1.447269237440378)
 
 CUDA = torch.cuda.is_available()
-if not CUDA:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are first imported
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 TWINS = ["numba", pytest.param("triton", marks=needs_triton)]
 

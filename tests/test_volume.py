@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -138,3 +141,24 @@ def test_a_volume_alone_is_told_by_its_header_and_refused_when_damaged(alone: Pa
         save_file(broken, alone, head)
         with pytest.raises(WeightsError, match="no volume net of ours"):
             checkpoints.load(alone, small.CPU)
+
+
+THREADS = """
+import torch
+from zero123cli.diffusion.rays import render_numba
+from zero123cli.diffusion.volume import Framing, Volume
+from zero123cli.training.targets import look_up
+
+torch.set_num_threads(1)
+frame = Framing(torch.tensor([[0.0, 20, 2]]), torch.tensor([[0, 0, 0.4]]))
+render_numba(Volume(torch.zeros(1, 8, 8, 8), torch.zeros(1, 3, 4, 4, 4), torch.zeros(1, 19)), frame, frame, 8)
+look_up(torch.ones(1, 8, 8, 8, dtype=torch.bool), frame, 8, 8)
+print(torch.get_num_threads())
+"""
+
+
+def test_rendering_leaves_torch_the_threads_that_it_was_allowed() -> None:
+    """Numba's threads and torch's are OpenMP's: starting the ones must not give the others more."""
+    told = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}
+    run = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, env=told, timeout=120)
+    assert run.stdout == "1\n", run.stderr

@@ -5,6 +5,7 @@ Letters: B pictures, D depth bins, S side of the volume, V colour cells a side, 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numba
@@ -25,7 +26,17 @@ def render_numba(
     logits, colours = plain(volume.occupancy), plain(volume.colour)
     here = plain(photo.axes()), plain(photo.poses), plain(photo.squares)
     there = plain(target.axes()), plain(target.poses), plain(target.squares)
+    start_threads()
     return torch.from_numpy(march(logits, colours, *here, *there, size, steps, reach))
+
+
+@cache
+def start_threads() -> None:
+    """Numba gets as many threads as torch has. When they start, OpenMP is told how many there are from now on, and
+    torch, which shares it, would take more than it was allowed."""
+    allowed = torch.get_num_threads()
+    numba.set_num_threads(min(allowed, numba.get_num_threads()))
+    torch.set_num_threads(allowed)
 
 
 def plain(tensor: Tensor) -> np.ndarray:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..diffusion.rays import start_threads
 from ..diffusion.volume import REACH, Framing
 
 
@@ -22,6 +23,7 @@ def look_up(inside: Tensor, framing: Framing, depth: int, side: int) -> Tensor:
     """How much of each cell's middle is inside (B, D, S, S), `inside` being (B, R, R, R) over x, y, z."""
     if inside.device.type == "cpu":
         axes = framing.axes().numpy()
+        start_threads()
         return torch.from_numpy(
             look_up_numba(inside.numpy(), axes, framing.poses.numpy(), framing.squares.numpy(), depth, side)
         )
@@ -101,6 +103,7 @@ class Compared(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, wanted: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+        start_threads()
         sums = sum_up(logits.detach().numpy(), wanted.numpy(), where.numpy())
         ctx.save_for_backward(logits, wanted, where, torch.from_numpy(sums))
         entropy = sums[:, 0] / np.maximum(sums[:, 3] * logits.shape[1], 1)
