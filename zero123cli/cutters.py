@@ -29,6 +29,7 @@ from .watch import Caution
 CUT_SIDE = 160  # px of the longer side in the graph cut: 25,600 nodes, 20 ms a cut
 CPU = ["CPUExecutionProvider"]
 UNSURE = 0.5  # a network whose surest pixel is below this has seen no object
+AGREED = 0.7  # IoU of two masks that speak of the same object
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,8 @@ def embedded_weights() -> Path:
 
 
 def embedded_cutter(weights: Path, digest: str) -> Cutter:
-    """Our own network. It reads a small square; its mask's edge is drawn to the edges of the whole picture."""
+    """Our own network, and the picture's colours as a second witness: where both see the same object the colours know
+    its edge better, else the network decides and the colours only mend its edge. It reads a small square."""
 
     @functools.cache
     def session() -> Any:
@@ -152,9 +154,11 @@ def embedded_cutter(weights: Path, digest: str) -> Cutter:
         side = network.get_inputs()[0].shape[-1]
         small = np.asarray(Image.fromarray(rgb).resize((side, side), Image.Resampling.BILINEAR), np.float32) / 255
         mask = network.run(None, {"picture": small.transpose(2, 0, 1)[None]})[0][0, 0]
+        by_colour = cut_by_colour(rgb)
         if mask.max() < UNSURE:
-            return np.zeros(rgb.shape[:2], np.float32)
-        return guided_filter(np.asarray(rgb, np.float32) / 255, mask, radius=2)
+            return by_colour
+        seen = guided_filter(np.asarray(rgb, np.float32) / 255, mask, radius=2)
+        return by_colour if overlap(seen, by_colour) >= AGREED else cut_by_colour(rgb, belief=seen)
 
     return Cutter(EMBEDDED, digest, find_mask)
 
@@ -162,15 +166,21 @@ def embedded_cutter(weights: Path, digest: str) -> Cutter:
 # The cutter that needs no weights -------------------------------------------------------------------------------------
 
 
-def cut_by_colour(rgb: np.ndarray) -> np.ndarray:  # uint8 (H, W, 3) -> float32 (H, W) in [0, 1]
-    """GrabCut from the border, softened along the picture's edges."""
+def cut_by_colour(
+    rgb: np.ndarray,  # uint8 (H, W, 3)
+    belief: np.ndarray | None = None,  # float32 (H, W): a mask that somebody else found
+) -> np.ndarray:  # float32 (H, W) in [0, 1]
+    """GrabCut from the border, or from a belief, softened along the picture's edges."""
     height, width = rgb.shape[:2]
     scale = min(1.0, CUT_SIDE / max(height, width))
     small = Image.fromarray(rgb).resize(
         (max(2, round(width * scale)), max(2, round(height * scale))), Image.Resampling.BOX
     )
     colour = opponent(np.asarray(small, np.float64) / 255)
-    hard = grab_cut(colour)
+    if belief is None:
+        hard = grab_cut(colour)
+    else:
+        hard = mend(colour, np.asarray(Image.fromarray(belief).resize(small.size, Image.Resampling.BOX), np.float64))
     if not hard.any():
         return np.zeros((height, width), np.float32)
     return guided_filter(np.asarray(rgb, np.float32) / 255, hard.astype(np.float32))
@@ -207,6 +217,27 @@ def grab_cut(colour: np.ndarray, rounds: int = 8) -> np.ndarray:  # float (H, W,
             break
         inside = cut
     return inside
+
+
+def mend(colour: np.ndarray, belief: np.ndarray, rounds: int = 4) -> np.ndarray:  # (H, W, 3), (H, W) -> bool (H, W)
+    """The same from a belief: colours may say a little more or less of what is inside than it does."""
+    sure = belief.clip(1e-3, 1 - 1e-3)
+    prior, inside, edges = 0.5 * np.log(sure / (1 - sure)), belief > 0.5, grid_edges(colour)
+    for _ in range(rounds):
+        if min(inside.sum(), (~inside).sum()) < 8:
+            return belief > 0.5
+        front, behind = (Mixture.fit(colour[part], components=5) for part in (inside, ~inside))
+        cut = min_cut(np.clip(behind.cost(colour) - front.cost(colour), -2, 2) + prior, edges)
+        if (cut == inside).all():
+            break
+        inside = cut
+    return inside
+
+
+def overlap(one: np.ndarray, other: np.ndarray) -> float:  # float (H, W), both
+    """IoU of two masks; 1 of two empty ones."""
+    a, b = one > 0.5, other > 0.5
+    return float((a & b).sum() / max((a | b).sum(), 1)) if (a | b).any() else 1.0
 
 
 def middle(shape: tuple[int, ...]) -> np.ndarray:
