@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -344,14 +345,21 @@ def test_an_output_over_another_input_is_refused() -> None:
 # What came of an input ------------------------------------------------------------------------------------------------
 
 
+def fail(error: Exception) -> None:
+    raise error
+
+
 @pytest.mark.parametrize(
     ("wanted", "code"),
     [
         (lambda: torch.empty(1 << 60, dtype=torch.uint8), 80),
         (lambda: np.empty(1 << 60, np.uint8), 80),
+        (lambda: fail(RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED")), 80),
+        (lambda: fail(RuntimeError("unable to mmap 9 bytes: Cannot allocate memory (12)")), 80),
+        (lambda: fail(OSError(errno.ENOMEM, "Cannot allocate memory")), 80),
         (lambda: torch.ones(2) @ torch.ones(3), 70),
     ],
-    ids=["torch", "numpy", "a bug"],
+    ids=["torch", "numpy", "cudnn", "mmap", "the system", "a bug"],
 )
 def test_too_little_memory_is_told_from_a_bug(wanted: Callable[[], object], code: int) -> None:
     def work(item: Item) -> dict[str, Any]:

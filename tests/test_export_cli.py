@@ -162,3 +162,24 @@ def test_export_needs_no_torch(done: dict[str, Any], zero123: Program) -> None:
     check = "import sys, atexit\natexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n"
     told = zero123.wrapped(check, "export", "last", "-o", "y.obj", "--height", "5in")
     assert told.stderr.rstrip().endswith("False")
+
+
+def test_a_record_never_leads_out_of_the_cache(
+    done: dict[str, Any], export: Call, cache_root: Path, tmp_path: Path
+) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    path = cache_root / "runs" / f"{done['key']}.json"
+    done["photos"][0]["cutout"] = str(precious)
+    path.write_bytes(seal(done))
+    assert "no longer holds" in export("disc.glb", "-o", "x.glb", code=66)[1]
+    assert precious.is_dir()
+
+
+def test_a_run_that_lost_one_stage_goes_with_the_next_pruning(
+    done: dict[str, Any], inside: Callable[..., int], cache_root: Path
+) -> None:
+    key = done["photos"][0]["cutout"]
+    shutil.rmtree(cache_root / "entries" / key[:2] / key)
+    assert inside("cache", "prune", "--max-size", "1G") == 0
+    assert list_runs(Cache(cache_root)) == []

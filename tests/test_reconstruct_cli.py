@@ -1,4 +1,4 @@
-"""`zero123 reconstruct` as people and scripts reconstruct it, with a model that knows nothing and is quick about it."""
+"""`zero123 reconstruct` as people and scripts call it, with a model that knows nothing and is quick about it."""
 
 from __future__ import annotations
 

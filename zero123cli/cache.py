@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -103,7 +104,8 @@ def step(
 def recall(cache: Cache, stage: Stage[A], key: str, watch: Watch) -> Kept[A]:
     """What is kept under a key, whatever it was made of."""
     started = time.monotonic()
-    found = read(cache.root, stage, key, watch) if cache.root is not None else None
+    is_key = re.fullmatch(r"[0-9a-f]{64}", key)  # nothing else may become a path
+    found = read(cache.root, stage, key, watch) if cache.root is not None and is_key else None
     if found is None:
         remedy = "run zero123 reconstruct on the photo again"
         raise MissingInputError(
@@ -174,6 +176,8 @@ def read(root: Path, stage: Stage[A], key: str, watch: Watch) -> tuple[A, tuple[
     folder = entry_folder(root, key)
     try:
         manifest, files = read_entry(folder, key)
+        if (manifest["stage"], manifest["version"]) != (stage.name, stage.version):
+            return None  # sound, and another program's
         artifact = unpack(stage.makes, files)
     except FileNotFoundError:
         if not os.path.lexists(folder):
@@ -343,7 +347,8 @@ def refuse_no_cache(root: Path) -> None:
 
 def refuse_foreign(root: Path) -> None:
     """Whoever can write to the cache can decide what we make: only its owner may."""
-    for place in (root, root / "entries", root / "locks", root / "drafts", root / "digests"):
+    names = ("entries", "locks", "drafts", "digests", "partial", "runs")
+    for place in (root, *(root / name for name in names)):
         try:
             state = place.stat()
         except OSError:

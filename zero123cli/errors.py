@@ -113,7 +113,7 @@ def gravest(codes: list[int]) -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether there was too little memory: of a GPU, for which torch has a type of error, or of the machine."""
-    signs = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+    signs = ("out of memory", "annot allocate memory", "can't allocate memory", "ALLOC_FAILED", "NOT_INITIALIZED")
     told = type(error).__name__ == "OutOfMemoryError" or any(sign in str(error) for sign in signs)
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and told)
 
@@ -135,6 +135,8 @@ NOT_WRITABLE = (
 def writing_failed(error: OSError, where: str) -> Zero123Error:
     """The error a user sees when writing `where` failed."""
     reason = error.strerror or str(error)
+    if error.errno == errno.ENOMEM:
+        return OutOfMemoryError("out of memory", where=where, remedy="close other programs and run it again")
     if error.errno in FULL_DISK:
         return DiskError(reason.lower(), where=where, remedy="free some space and run it again")
     if error.errno in NOT_WRITABLE:

@@ -53,9 +53,28 @@ def list_runs(cache: Cache) -> list[Run]:
     for path in listing(cache.root / "runs") if cache.root else []:
         with contextlib.suppress(*DAMAGE):
             record = open_seal(read_regular(path))
-            if {"verb", "input", "photos", "stages", "settings", "mesh"} <= record.keys():
+            if path.suffix == ".json" and record["key"] == path.stem and is_whole(record):
                 found.append(Run(path.stem, path.lstat().st_mtime, record))
     return sorted(found, key=lambda run: run.used)
+
+
+def is_whole(record: Mapping[str, Any]) -> bool:
+    """Whether all is there that an export and a list need; a KeyError or TypeError says no as well."""
+    texts = ("verb", "input", "preset", "model", "licence", "device", "dtype")
+    photos = [(one["input"], one["sha256"], float(one["azimuth"])) for one in record["photos"]]
+    keys = all(isinstance(key, str) for key in stage_keys(record))
+    return (
+        keys
+        and bool(photos)
+        and all(isinstance(record[name], str) for name in texts)
+        and (isinstance(record["settings"], dict) and isinstance(record["mesh"]["faces"], int))
+    )
+
+
+def stage_keys(record: Mapping[str, Any]) -> list[str]:
+    """Of the entries that an export reads."""
+    seen = [one[stage] for one in record["photos"] for stage in ("cutout", "views")]
+    return [*seen, record["stages"]["lift"]["key"]]
 
 
 def find_run(cache: Cache, name: str) -> Run:
@@ -81,9 +100,9 @@ def find_run(cache: Cache, name: str) -> Run:
 
 
 def drop_lost(cache: Cache) -> None:
-    """Removes the records of runs whose field is gone: nothing can be exported from them any more."""
+    """Removes the records of runs that have lost a stage: nothing can be exported from them any more."""
     for run in list_runs(cache):
-        if cache.root and not holds(cache, str(run.record["stages"]["lift"]["key"])):
+        if cache.root and not all(holds(cache, key) for key in stage_keys(run.record)):
             (cache.root / "runs" / f"{run.id}.json").unlink(missing_ok=True)
 
 

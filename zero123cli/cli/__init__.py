@@ -78,7 +78,7 @@ def run(arguments: list[str]) -> int:
 
 def asks_help(arguments: list[str]) -> bool:
     """Prints the help of a verb when nothing else is asked; Typer's own way to it imports twice as much."""
-    from typer import Context
+    from typer import Context, echo
     from typer.core import TyperGroup
     from typer.main import get_command
 
@@ -94,5 +94,5 @@ def asks_help(arguments: list[str]) -> bool:
             return False
         command = command.commands[verb]
         context = Context(command, info_name=verb, parent=context, **command.context_settings)
-    sys.stdout.write(command.get_help(context) + "\n")
+    echo(command.get_help(context))
     return True
