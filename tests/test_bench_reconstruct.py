@@ -17,7 +17,7 @@ def test_memory_is_flat_over_many_runs(reconstruct: Callable[..., Any], photo: P
     for number in range(RUNS):
         photo(f"in/{number:02}.png", number)
     runs = facts_of(reconstruct("in", "-o", "out/", "--json")[0])
-    peaks = [run["stages"]["mesh"]["peak_bytes"] for run in runs]
+    peaks = [run["stages"]["mesh"]["process_peak_bytes"] for run in runs]
     print("\nmost MB held until the end of each run:", *(f"{peak / 1e6:.0f}" for peak in peaks))
     print("seconds of each run:", *(f"{run['seconds']:.1f}" for run in runs))
     assert len(peaks) == RUNS and not any(run["hits"] for run in runs)

@@ -13,9 +13,10 @@ import small
 import torch
 import trimesh
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from zero123cli.artifacts import Cutout, PhotoCamera, Views, pack, unpack
+from zero123cli.artifacts import Cutout, PhotoCamera, Views, pack, read_head, unpack, with_head
 from zero123cli.artifacts import Field as Kept
 from zero123cli.cameras import Viewpoint
 from zero123cli.diffusion import guidance
@@ -207,6 +208,51 @@ def test_a_damaged_unfinished_run_starts_anew(ball: Oracle, tmp_path: Path) -> N
     said: list[Any] = []
     lift([photo_of(ball)], ball, TINY, 0, said.append, tmp_path)
     assert [message.code for message in said if isinstance(message, Caution)] == ["checkpoint-damaged"]
+
+
+def test_a_checkpoint_that_is_whole_in_part_leaves_nothing_behind(ball: Oracle, tmp_path: Path) -> None:
+    """Its field is read before what is wrong with it shows."""
+    whole = lift([photo_of(ball)], ball, TINY, 0, silent)
+    bench = stage.Bench([photo_of(ball)], ball, TINY, 0)
+    state = stage.begin(bench, silent)
+    with torch.no_grad():
+        for weight in state.field.parameters():
+            weight.fill_(0.5)
+    unfinished.save(state, tmp_path)
+    tensors = load_file(tmp_path / CHECKPOINT)
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("occupancy.")}
+    head = read_head((tmp_path / CHECKPOINT).read_bytes())
+    save_file(kept, tmp_path / CHECKPOINT, with_head(head))
+    said: list[Any] = []
+    again = lift([photo_of(ball)], ball, TINY, 0, said.append, tmp_path)
+    assert codes(said) == ["checkpoint-damaged"]
+    assert (again.weights == whole.weights).all()
+
+
+def test_a_run_that_was_cut_off_within_a_step_ends_with_the_same_bits(ball: Oracle, tmp_path: Path) -> None:
+    """Where something is has just been looked up: it must not be looked up twice."""
+    settings = replace(TINY, steps=2 * stage.LOOK + 2)
+    whole = lift([photo_of(ball)], ball, settings, 0, silent)
+
+    class Cut(BaseException):
+        pass
+
+    class Impatient(Oracle):
+        calls = 0
+
+        def encode(self, pictures: Tensor, noise: Tensor | None = None) -> Tensor:
+            self.calls += 1
+            if self.calls == 2 * stage.LOOK + 1:
+                raise Cut
+            return pictures
+
+    impatient = Impatient(surface_of(trimesh.creation.icosphere(3, 0.5), (0.8, 0.3, 0.2)), size=24)
+    with pytest.raises(Cut):
+        lift([photo_of(ball)], impatient, settings, 0, silent, tmp_path)
+    said: list[Any] = []
+    again = lift([photo_of(ball)], ball, settings, 0, said.append, tmp_path)
+    assert next(message.done for message in said if isinstance(message, Progress)) == 2 * stage.LOOK + 1
+    assert (again.weights == whole.weights).all()
 
 
 class Sick(Oracle):
@@ -424,6 +470,20 @@ def test_a_degraded_run_that_was_cut_off_goes_on_as_it_was(
     again = lift([photo_of(ball)], ball, settings, 0, said.append, tmp_path)
     assert codes(said) == ["resumed", "degraded"]
     assert asked == [32**2] * 9  # nothing is tried in vain
+    assert (again.weights == whole.weights).all()
+
+
+def test_what_was_made_coarser_is_not_gone_on_with_where_that_is_not_allowed(
+    ball: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = lift([photo_of(ball)], ball, LARGE, 0, silent)
+    bench = stage.Bench([photo_of(ball)], ball, LARGE, 0)
+    state = stage.begin(bench, silent)
+    state.step, state.halved = 2, 1
+    unfinished.save(state, tmp_path)
+    said: list[Any] = []
+    again = lift([photo_of(ball)], ball, LARGE, 0, said.append, tmp_path)
+    assert codes(said) == ["checkpoint-coarse"]
     assert (again.weights == whole.weights).all()
 
 

@@ -79,6 +79,7 @@ def step(
     settings: Any,  # the stage's own frozen dataclass
     model: str = "",  # digest of the weights
     device: str = "cpu",  # device class and dtype, when they matter
+    partial: str = "",  # key of the folder of what is unfinished, where it is not the entry's own
     make: Callable[[Watch], A],
     watch: Watch,
 ) -> Kept[A]:
@@ -97,7 +98,7 @@ def step(
         artifact, cautions = run(make, watch)
         keep(cache, stage, key, artifact, cautions, watch)
         with contextlib.suppress(OSError):  # it may stay: nothing reads it once the entry is there
-            discard(cache.root / "partial" / key)
+            discard(cache.root / "partial" / (partial or key))
     return Kept(artifact, key, False, time.monotonic() - started, cautions, peak_memory())
 
 

@@ -205,16 +205,26 @@ def lifted(
     """Views -> field. What is cut off goes on."""
     call = LiftCall(settings, seed, tuple(photo.azimuth_deg for photo in photos))
     inputs = [photo.views.key for photo in photos]
+    # What was cut off for want of memory goes on where --allow-degrade is given.
+    plain = replace(call, settings=replace(settings, allow_degrade=False))
+    partial = entry_key(FIELD, inputs, plain, prior.digest, prior.device)
 
     def make(listen: Watch) -> Field:
         from .stages.lift import Reference, lift
 
         references = [Reference(one.cutout.artifact, one.views.artifact, one.azimuth_deg) for one in photos]
-        key = entry_key(FIELD, inputs, call, prior.digest, prior.device)
-        return lift(references, prior.load(listen), settings, seed, listen, partial_folder(cache, key))
+        return lift(references, prior.load(listen), settings, seed, listen, partial_folder(cache, partial))
 
     return step(
-        cache, FIELD, inputs=inputs, settings=call, model=prior.digest, device=prior.device, make=make, watch=watch
+        cache,
+        FIELD,
+        inputs=inputs,
+        settings=call,
+        model=prior.digest,
+        device=prior.device,
+        partial=partial,
+        make=make,
+        watch=watch,
     )
 
 

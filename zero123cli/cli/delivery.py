@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -127,7 +128,7 @@ def deliver(
         "seed": loaded.settings.seed,
         "hits": sum(part.hit for part in kept),
         "stages": {
-            name: {"seconds": round(part.seconds, 3), "hit": part.hit, "key": part.key, "peak_bytes": part.peak}
+            name: {"seconds": round(part.seconds, 3), "hit": part.hit, "key": part.key, "process_peak_bytes": part.peak}
             for name, part in stages.items()
         },
         "photos": [
@@ -174,8 +175,10 @@ def tell(facts: dict[str, Any]) -> str:
     return f"{verdict['faces']} faces, {closed}, {parts} s"
 
 
-def show_panel(facts: dict[str, Any]) -> None:
+def show_panel(facts: dict[str, Any], cache: Cache) -> None:
     """A run on a terminal, with what may be done next."""
+    from .session import cache_root
+
     verdict = facts["mesh"]
     seconds = [
         f"{name} {'kept' if part['hit'] else format(part['seconds'], '.1f')}" for name, part in facts["stages"].items()
@@ -187,6 +190,8 @@ def show_panel(facts: dict[str, Any]) -> None:
         "mesh": f"{verdict['faces']} faces, {'watertight' if verdict['watertight'] else 'not watertight'}, {size}",
         "like the photo": f"mask IoU {verdict['mask_iou']:.2f}" + colours,
         "seconds": f"{', '.join(seconds)}; {facts['seconds']:.1f} in all",
-        "next": f"zero123 export {facts['key'][:12]} -o other.stl --height 12cm",
     }
+    if cache.root is not None:  # else nothing was kept that could be exported
+        place = "" if cache.root == cache_root(None) else f" --cache-dir {shlex.quote(str(cache.root))}"
+        rows["next"] = f"zero123 export {facts['key'][:12]} -o other.stl --height 12cm{place}"
     screen.panel(rows)

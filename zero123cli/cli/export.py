@@ -80,4 +80,6 @@ def export(
         mesh = pipeline.meshed(lifted.photos, lifted.field, loaded.settings.mesh, loaded.settings.lift, cache, watch)
         return delivery.deliver("export", item, lifted, mesh, loaded, wish, cache, watch)
 
-    return run_items("export", items, (), work, how=delivery.tell, panel=delivery.show_panel)
+    return run_items(
+        "export", items, (), work, how=delivery.tell, panel=lambda facts: delivery.show_panel(facts, cache)
+    )

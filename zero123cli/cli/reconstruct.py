@@ -141,7 +141,9 @@ def reconstruct(
         lifted = pipeline.Lifted(posed, field, prior.name, prior.licence, backend.name, backend.dtype)
         return delivery.deliver(RECONSTRUCT, item, lifted, mesh, loaded, wish, cache, watch)
 
-    return run_items(RECONSTRUCT, items, missing, work, how=delivery.tell, panel=delivery.show_panel)
+    return run_items(
+        RECONSTRUCT, items, missing, work, how=delivery.tell, panel=lambda facts: delivery.show_panel(facts, cache)
+    )
 
 
 def read_elevation(text: str | None) -> float | None:

@@ -121,7 +121,7 @@ def lift(
 def optimise(bench: Bench, state: State, watch: Watch, partial: Path | None) -> None:
     """Step by step to the end of the recipe, from where an earlier run got to."""
     if partial is not None:
-        resume(state, partial, watch)
+        resume(state, partial, watch, coarser=bench.settings.allow_degrade)
         if state.halved:
             watch(degraded(state))
     preview = Preview(partial)
@@ -132,6 +132,7 @@ def optimise(bench: Bench, state: State, watch: Watch, partial: Path | None) -> 
             terms = take_gradient(bench, state, watch)
             moving = True
             move(state, bench)
+            refresh(state, bench)
             moving = False
             watch(Progress("lift", state.step, bench.steps, told(terms), preview.shown))
             look_after(bench, state, terms)
@@ -257,10 +258,6 @@ def begin(bench: Bench, watch: Watch) -> State:
 
 def take_gradient(bench: Bench, state: State, watch: Watch) -> dict[str, float]:
     """The gradient of all losses at this step, left in the field; what memory does not hold is taken in parts."""
-    if state.step % LOOK == 0 and state.step:
-        state.occupancy.update(
-            state.field.density, bench.marching.step, bench.chance(state.step, 2), everywhere=state.step < WARM
-        )
     while True:
         try:
             state.optimiser.zero_grad()
@@ -294,6 +291,14 @@ def move(state: State, bench: Bench) -> None:
             f"no finite gradient in {SKIPS} steps in a row",
             where=f"step {state.step} of the lift",
             remedy="try another --seed, --dtype float32 or a lower lift.rate; the last good field is kept",
+        )
+
+
+def refresh(state: State, bench: Bench) -> None:
+    """Where something is, looked up anew once in a while."""
+    if state.step % LOOK == 0 and state.step < bench.steps:
+        state.occupancy.update(
+            state.field.density, bench.marching.step, bench.chance(state.step, 2), everywhere=state.step < WARM
         )
 
 

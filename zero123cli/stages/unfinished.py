@@ -3,6 +3,7 @@ a picture for whoever waits."""
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,14 +54,20 @@ def save(state: State, folder: Path) -> None:
     durable.write_file(folder / CHECKPOINT, whole, overwrite=True)
 
 
-def resume(state: State, folder: Path, watch: Watch) -> None:
-    """Goes on from what an earlier run left, if it is whole."""
+def resume(state: State, folder: Path, watch: Watch, *, coarser: bool) -> None:
+    """Goes on from what an earlier run left, if it is whole, and not coarser than this one may be."""
     try:
         raw = (folder / CHECKPOINT).read_bytes()
     except FileNotFoundError:
         return
+    before = copy.deepcopy([part.state_dict() for part in (state.field, state.occupancy, state.optimiser)])
     try:
         head, tensors = read_head(raw), load_tensors(raw)
+        if head["halved"] and not coarser:
+            watch(
+                Caution("checkpoint-coarse", "the unfinished run was made coarser for want of memory: it starts anew")
+            )
+            return
         kinds: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition(".")
@@ -77,6 +84,8 @@ def resume(state: State, folder: Path, watch: Watch) -> None:
         state.optimiser.load_state_dict({"state": values, "param_groups": groups})
         state.step, state.parts, state.halved = (int(head[name]) for name in ("step", "parts", "halved"))
     except Exception as error:  # a damaged file raises what it likes
+        for part, values in zip((state.field, state.occupancy, state.optimiser), before, strict=True):
+            part.load_state_dict(values)
         watch(Caution("checkpoint-damaged", f"the unfinished run is damaged ({type(error).__name__}): it starts anew"))
         return
     watch(Caution("resumed", f"the lift goes on from step {state.step}"))

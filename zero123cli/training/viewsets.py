@@ -177,7 +177,7 @@ def read(path: Path) -> ViewSet:
         if head["version"] != VERSION or packed.size != -(-(side**3) // 8):
             raise ValueError("of another kind")
         inside = np.unpackbits(packed, count=side**3).astype(bool).reshape(side, side, side)
-        found = ViewSet(name=str(head["name"]), inside=inside, **arrays)
+        found = ViewSet(name=read_name(head), inside=inside, **arrays)
         if not is_sound(found):
             raise ValueError("its parts do not fit together")
     return found
@@ -214,7 +214,15 @@ class Label:
 def read_label(path: Path) -> Label:
     with told_if_damaged(path), safe_open(path, "np") as file:
         head = json.loads(file.metadata()[HEAD])
-        return Label(str(head["name"]), int(file.get_slice("rgba").get_shape()[1]), int(head["side"]))
+        return Label(read_name(head), int(file.get_slice("rgba").get_shape()[1]), int(head["side"]))
+
+
+def read_name(head: dict[str, Any]) -> str:
+    """A name as files have them: other parts of the program take it for one."""
+    name = str(head["name"])
+    if not Path(name).name or "\0" in name or not name.encode("utf-8", "surrogateescape"):
+        raise ValueError("it names nothing")
+    return name
 
 
 @contextlib.contextmanager
