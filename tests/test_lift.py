@@ -24,13 +24,15 @@ from zero123cli.diffusion.viewmodel import Description, ViewModel, look_from
 from zero123cli.diffusion.volume import Framing, Volume, VolumeDescription, volume_grid
 from zero123cli.errors import DivergedError, OutOfMemoryError
 from zero123cli.evaluation.oracle import Oracle
+from zero123cli.meshing.shot import project, shot_of
 from zero123cli.radiance.field import density_at
 from zero123cli.scenes.surface import Material, Surface
-from zero123cli.settings import LiftSettings
+from zero123cli.settings import LiftSettings, MeshSettings
 from zero123cli.stages import lift as stage
 from zero123cli.stages import unfinished
 from zero123cli.stages import views as views_stage
 from zero123cli.stages.lift import Reference, lift, to_field
+from zero123cli.stages.mesh import make_mesh
 from zero123cli.stages.unfinished import CHECKPOINT, PREVIEW
 from zero123cli.watch import Caution, Progress, silent
 
@@ -91,6 +93,25 @@ def test_an_oracle_and_the_lift_recover_a_ball(ball: Oracle, kind: str) -> None:
     )
     artifact = lift([photo_of(ball)], ball, settings, 0, silent)
     assert overlap(artifact, lambda p: (p**2).sum(-1) < 0.25) > 0.8
+
+
+def test_a_mesh_keeps_to_the_photos_outline(ball: Oracle) -> None:
+    """Whatever the field holds beside it: here the mask is of the ball's left part only."""
+    whole = photo_of(ball)
+    settings = replace(TINY, steps=60, size=(24,), photo_size=(24,), batch=(4,), start="blob", guidance=(0.3,))
+    artifact = lift([whole], ball, settings, 0, silent)
+    part = whole.cutout.rgba.copy()
+    side = len(part)
+    part[:, 5 * side // 8 :, 3] = 0
+    cut = replace(whole, cutout=replace(whole.cutout, rgba=part))
+    how = MeshSettings(resolution=128, faces=2000, texture="none", smoothing=0)
+    right = []
+    for one in (whole, cut):
+        mesh = make_mesh(artifact, [one], how, settings, silent)
+        shot = shot_of(one.cutout.rgba, 0.0, one.views.photo_elevation_deg, settings.distance, settings.fov_deg)
+        right.append(project(shot, mesh.vertices)[:, 0].max() / side)
+    assert right[0] > 0.75
+    assert right[1] < 0.625 + 0.03
 
 
 def test_a_second_photo_says_what_the_first_cannot(ball: Oracle) -> None:

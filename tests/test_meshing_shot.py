@@ -9,7 +9,7 @@ import pytest
 import trimesh
 
 from zero123cli.cameras import Viewpoint
-from zero123cli.meshing.shot import BATCH, Shot, cast, look_at, project, rasterise
+from zero123cli.meshing.shot import BATCH, Shot, cast, look_at, outline, project, rasterise
 from zero123cli.scenes.raycast import prepare, silhouette
 from zero123cli.scenes.surface import Material, Surface
 
@@ -96,3 +96,24 @@ def test_batches_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_to_see_is_an_empty_raster() -> None:
     for corners in (np.zeros((0, 3, 2)), np.full((1, 3, 2), 3.0), np.full((2, 3, 2), -50.0) + np.eye(3)[:, :2]):
         assert (rasterise(corners, 8, 8).face == -1).all()
+
+
+def test_outline_tells_how_far_within_it_a_point_is() -> None:
+    """A disc of 30 px in a picture of 100, seen from aside."""
+    rows, columns = np.indices((100, 100)) + 0.5
+    away = np.hypot(rows - 40, columns - 60)
+    rgba = np.zeros((100, 100, 4), np.uint8)
+    rgba[away < 30, 3] = 255
+    shot = Shot(rgba, Viewpoint(70, 15, 1.7), half=0.4, middle=(0.1, 0.2))
+    origin, ways = cast(shot, 100)
+    for depth in (1.2, 2.0):
+        found = outline(shot)((origin + depth * ways).reshape(-1, 3)).reshape(100, 100)
+        expected = (30 - away) * 0.8 / 100 * depth
+        assert np.abs(found - expected)[away < 60].max() < 0.01 * depth
+    assert outline(shot)(origin[None] + 2 * (ways[0, :1] * 3 - 2 * ways[50, 50])).item() < -0.1  # out of the frame
+
+
+def test_an_empty_or_full_picture_has_no_outline_within_it() -> None:
+    for alpha, sign in ((0, -1), (255, 1)):
+        shot = Shot(np.full((20, 20, 4), alpha, np.uint8), Viewpoint())
+        assert sign * outline(shot)(np.zeros((1, 3))).item() > 0

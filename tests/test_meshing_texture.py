@@ -10,7 +10,7 @@ from zero123cli.cameras import Viewpoint
 from zero123cli.meshing.cleanup import Solid
 from zero123cli.meshing.mesh import Mesh, sample_texture, unit, vertex_normals, weld
 from zero123cli.meshing.shot import Shot, rasterise
-from zero123cli.meshing.texture import MODES, average, open_eye, paint, see, split, unwrap
+from zero123cli.meshing.texture import MODES, average, glance, open_eye, paint, see, split, unwrap
 
 SIZE = 128
 
@@ -149,11 +149,11 @@ def test_photo_lies_where_it_was_taken() -> None:
     seen = sample_texture(mesh.texture, uv) / 255
     towards = unit(np.array(shot.viewpoint.position()) - places)
     facing = (towards * unit(normals)).sum(1)
-    front, back = facing > 0.7, facing < 0.1
+    front, back = facing > 0.7, facing < -0.75
     assert front.sum() > 300 and back.sum() > 300
     assert np.abs(seen[front, :2] - told_place(shot, places[front])).max() < 0.02
     assert seen[front, 2].max() < 0.02
-    assert np.abs(seen[back] - 0.5).max() < 0.01
+    assert np.abs(seen[back] - 0.5).max() < 0.03
 
 
 def test_photo_fades_without_a_seam() -> None:
@@ -164,8 +164,8 @@ def test_photo_fades_without_a_seam() -> None:
     angle = np.radians(np.linspace(0, 180, 721))
     line = 0.4 * np.stack([np.sin(angle), np.zeros_like(angle), np.cos(angle)], -1)
     values = see(line, unit(line), grey, [open_eye(shot, solid, 0.005)])[:, 0]
-    assert values[0] == pytest.approx(1) and values[-1] == pytest.approx(0.5)
-    assert np.abs(np.diff(values)).max() < 0.02 and np.diff(values).max() < 1e-6
+    assert values[0] == pytest.approx(1) and values[-1] == pytest.approx(0.5, abs=2e-3)
+    assert np.abs(np.diff(values)).max() < 0.03 and np.diff(values).max() < 3e-3
 
 
 def test_photo_is_not_smeared_on_what_it_does_not_see() -> None:
@@ -179,10 +179,9 @@ def test_photo_is_not_smeared_on_what_it_does_not_see() -> None:
     # The small ball's shadow on the large one reaches to about 0.1 / (1.85 - 0.75) of the view.
     x = np.array([0.0, 0.05, 0.1, 0.12, 0.19, 0.22])
     places = np.stack([x, np.zeros(6), np.sqrt(0.35**2 - x**2)], -1)
-    values = see(places, unit(places), grey, [eye])[:, 0]
-    assert values[:4] == pytest.approx(0.5) and values[4:].min() > 0.9
-    front = np.array([[0, 0, 0.85]])
-    assert see(front, np.array([[0, 0, 1.0]]), grey, [eye])[0, 0] == pytest.approx(1)
+    weights = glance(eye, places, unit(places))[0][:, 0]
+    assert weights[:4].max() < 1e-6 and weights[4:].min() > 0.9
+    assert glance(eye, np.array([[0, 0, 0.85]]), np.array([[0, 0, 1.0]]))[0][0, 0] == pytest.approx(1)
 
 
 def test_what_the_mask_leaves_out_is_not_taken() -> None:
@@ -190,9 +189,24 @@ def test_what_the_mask_leaves_out_is_not_taken() -> None:
     shot.rgba[..., :3] = 255
     shot.rgba[:, 128:, 3] = 0  # the right half is not the object's
     eye = open_eye(shot, ball(), 0.005)
-    places = 0.4 * unit(np.array([[-0.15, 0, 1], [0.15, 0, 1], [0.04, 0, 1]]))
-    values = see(places, unit(places), grey, [eye])[:, 0]
-    assert values[0] == pytest.approx(1) and values[1] == pytest.approx(0.5) and values[2] < 0.95
+    places = 0.4 * unit(np.array([[-0.15, 0, 1], [0.15, 0, 1], [0.064, 0, 1]]))
+    weights = glance(eye, places, unit(places))[0][:, 0]
+    assert weights[0] == pytest.approx(1) and weights[1] == 0 and weights[2] < 0.95
+
+
+def test_colours_go_on_beyond_what_the_photo_shows_and_fade_into_the_fields() -> None:
+    """Red on the left and blue on the right of a ball: so it stays just behind the rim, and far behind it is grey."""
+    shot = checker_shot()
+    shot.rgba[:, :128, :3], shot.rgba[:, 128:, :3] = (255, 0, 0), (0, 0, 255)
+    solid = ball(4)
+    angle = np.radians(np.linspace(-179, 179, 359))
+    line = 0.4 * np.stack([np.sin(angle), np.zeros_like(angle), np.cos(angle)], -1)
+    values = see(line, unit(line), grey, [open_eye(shot, solid, 0.005)])
+    hidden = np.abs(angle) > np.radians(90)
+    near, far = hidden & (np.abs(angle) < np.radians(95)), hidden & (np.abs(angle) > np.radians(150))
+    for side, main in ((angle < 0, 0), (angle > 0, 2)):
+        assert (values[near & side, main] > 0.65).all() and (values[near & side, 2 - main] < 0.35).all()
+    assert np.abs(values[far] - 0.5).max() < 0.02
 
 
 def test_of_two_photos_each_gives_its_side() -> None:
@@ -202,7 +216,7 @@ def test_of_two_photos_each_gives_its_side() -> None:
     eyes = [open_eye(shot, solid, 0.005) for shot in (front, back)]
     places = np.array([[0, 0, 0.4], [0, 0, -0.4], [0.4, 0, 0]])
     values = see(places, unit(places), grey, eyes)
-    assert np.allclose(values, [[1, 0, 0], [0, 0, 1], [0.5, 0.5, 0.5]], atol=1e-3)
+    assert np.allclose(values, [[1, 0, 0], [0, 0, 1], [0.5, 0.5, 0.5]], atol=5e-3)
 
 
 def test_a_photo_finer_than_the_texture_is_averaged() -> None:

@@ -45,7 +45,7 @@ class Verdict:
     high: tuple[float, ...]
     texture: int  # pixels of the longer side; 0 without. Textures over 1024 are read at 1024
     coloured: bool  # carries colours or a texture, and they are not all the same
-    psnr: float = 0.0  # against the photo, dB, over what either shows; on white; 0 without a photo
+    psnr: float = 0.0  # against the photo, dB, inside its mask; on white; 0 without a photo
     mask_iou: float = 0.0  # of the outlines; 0 without a photo
 
 
@@ -141,7 +141,7 @@ def draw(surface: Surface, shot: Shot, side: int) -> np.ndarray:  # float64 (S, 
 
 
 def compare(surface: Surface, shot: Shot, placed: np.ndarray) -> tuple[float, float]:
-    """PSNR on white over what the photo or the file shows, and the IoU of their outlines."""
+    """PSNR on white inside the photo's mask, and the IoU of both outlines."""
     back = np.linalg.inv(placed)
     vertices = surface.vertices.astype(np.float64) @ back[:3, :3].T + back[:3, 3]
     side = min(shot.side, SIDE)
@@ -154,7 +154,7 @@ def compare(surface: Surface, shot: Shot, placed: np.ndarray) -> tuple[float, fl
         photo = np.stack([np.asarray(channel) for channel in channels], -1)
     alphas = photo[..., 3], drawn[..., 3]
     error = photo[..., :3] + (1 - photo[..., 3:]) - (drawn[..., :3] * drawn[..., 3:] + (1 - drawn[..., 3:]))
-    region = (alphas[0] > 0) | (alphas[1] > 0)
+    region = alphas[0] >= 0.5
     square = float((error[region] ** 2).mean()) if region.any() else 0.0
     psnr = min(BEST_PSNR, -10 * math.log10(square)) if square > 0 else BEST_PSNR
     return psnr, overlap(alphas[0] >= 0.5, alphas[1] >= 0.5)

@@ -9,7 +9,7 @@ Letters: P points, F triangles, E pixels of triangles, S side of the picture, h 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +60,23 @@ def project(shot: Shot, points: np.ndarray, side: int = 0) -> np.ndarray:  # (..
     depth = seen[..., 2]
     flat = (seen[..., :2] / np.maximum(depth, 1e-6)[..., None] - shot.middle) / shot.half
     return np.stack([*((flat * (1, -1) + 1) / 2 * (side or shot.side)).T, depth.T]).T
+
+
+def outline(shot: Shot) -> Callable[[np.ndarray], np.ndarray]:  # float (P, 3) -> float64 (P,)
+    """How far within the photo's outline points lie, as seen by its camera, in units of the world; outside negative."""
+    from scipy.ndimage import distance_transform_edt, map_coordinates
+
+    mask = np.pad(shot.rgba[..., 3] >= 128, 1)
+    inside = distance_transform_edt(mask) - distance_transform_edt(~mask)
+    inside -= np.sign(inside) / 2  # the outline runs between pixels
+    pixel = 2 * shot.half / shot.side
+
+    def measure(points: np.ndarray) -> np.ndarray:
+        seen = project(shot, points)
+        found: np.ndarray = map_coordinates(inside, seen[:, 1::-1].T + 0.5, order=1, mode="nearest")
+        return found * pixel * seen[:, 2]
+
+    return measure
 
 
 def cast(shot: Shot, side: int) -> tuple[np.ndarray, np.ndarray]:  # float64 (3,) and (side, side, 3)

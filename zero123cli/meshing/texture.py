@@ -1,8 +1,8 @@
 """What a surface looks like: unwrapped, and each texel coloured by the field or, where it sees it, by the photo.
 
-Unwrapping is xatlas's. A texel is the field's colour at its place on the surface. What a photo shows clearly is taken
-from the photo at its full resolution: the less, the more the surface turns away, and fading out towards outlines in
-the picture, the object's own and those inside it, so that no seam shows where the photo ends.
+Unwrapping is xatlas's. What a photo shows clearly is taken from the photo at its full resolution: the less, the more the
+surface turns away, and fading out towards outlines in the picture, the object's own and those inside it, so that no
+seam shows where the photo ends. Beyond, the nearest colours that it shows go on for a while; the field has the rest.
 Letters: P points, V vertices, F triangles, T side of the texture, S side of a photo.
 """
 
@@ -23,8 +23,12 @@ Colour = Callable[[np.ndarray], np.ndarray]  # float32 (P, 3) -> (P, 3), sRGB in
 BATCH = 1 << 17  # points of one call of the field
 PART = 2500  # faces that are unwrapped together: xatlas takes more than twice the time for twice the faces
 PADDING = 256  # sides of the texture over the texels between charts
-STEEP, PLAIN = 0.2, 0.6  # cosines of the view angle at which a photo counts not at all and fully
-FEATHER = 0.02  # share of the photo's side over which it fades towards outlines
+STEEP, PLAIN = 0.1, 0.4  # cosines of the view angle at which a photo counts not at all and fully
+FEATHER = 0.008  # share of the photo's side over which it fades towards outlines
+SURE = 0.9  # weight from which a colour is a photo's
+SPREAD = 0.25  # sizes of the object over which a photo's colours fade into the field's
+NEIGHBOURS, MOST = 6, 20_000  # places from which a colour goes on, of so many in all
+CELL = 1 / 160  # sizes of the object, within which it is the same
 OPAQUE = 250  # alpha from which a pixel is the object's alone
 CLIFF = 8.0  # pixel widths by which neighbouring depths differ at an inner outline
 BEHIND = 0.02  # how far behind what the photo sees a point may lie and still be it
@@ -209,17 +213,42 @@ def see(
     points: np.ndarray, normals: np.ndarray, colour: Colour, eyes: Sequence[Eye]
 ) -> np.ndarray:  # (P, 3), (P, 3) -> float32 (P, 3)
     """The colours at points of the surface."""
-    values = np.empty((len(points), 3), np.float32)
+    own, shown = np.empty((len(points), 3), np.float32), np.zeros((len(points), 3), np.float32)
+    most = np.zeros((len(points), 1), np.float32)
     for start in range(0, len(points), BATCH):
         part = slice(start, start + BATCH)
-        own = np.asarray(colour(points[part].astype(np.float32)), np.float32)
-        total, blend, most = np.zeros((len(own), 1)), np.zeros((len(own), 3)), np.zeros((len(own), 1))
+        own[part] = colour(points[part].astype(np.float32))
+        total, blend = np.zeros((len(own[part]), 1)), np.zeros((len(own[part]), 3))
         for eye in eyes:
             weight, seen = glance(eye, points[part], normals[part])
             total += weight
             blend += weight * seen
-            most = np.maximum(most, weight)
-        values[part] = own * (1 - most) + most * blend / np.maximum(total, 1e-12)
+            most[part] = np.maximum(most[part], weight)
+        shown[part] = blend / np.maximum(total, 1e-12)
+    return (go_on(points, own, shown, most[:, 0]) * (1 - most) + most * shown).astype(np.float32)
+
+
+def go_on(points: np.ndarray, own: np.ndarray, shown: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """The field's colours, with those of photos continued beyond what they show.
+
+    Places are looked up by the cells that they lie in; a cell's colour is that of the nearest places that a photo shows.
+    """
+    from scipy.spatial import cKDTree
+
+    sure, rest = np.flatnonzero(most >= SURE), np.flatnonzero(most < 1)
+    if not len(sure) or not len(rest):
+        return own
+    sure = sure[:: -(-len(sure) // MOST)]
+    places = np.floor((points[rest] - points.min(0)) / CELL).astype(np.int64)
+    _, first, which = np.unique(places @ (1 << 40, 1 << 20, 1), return_index=True, return_inverse=True)
+    cells = places[first]
+    middles = (cells + 0.5) * CELL + points.min(0)
+    away, found = cKDTree(points[sure]).query(middles, range(1, 1 + min(NEIGHBOURS, len(sure))))
+    weights = 1 / (away**2 + CELL**2)
+    near = (weights[..., None] * shown[sure[found]]).sum(1) / weights.sum(1)[:, None]
+    share = np.exp(-((away.min(1) / SPREAD) ** 2))[:, None]
+    values = own.copy()
+    values[rest] += (share[which] * (near[which] - own[rest])).astype(np.float32)
     return values
 
 

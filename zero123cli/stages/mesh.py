@@ -14,7 +14,7 @@ from ..errors import DivergedError
 from ..meshing.cleanup import clean
 from ..meshing.isosurface import choose_level, extract, fill_inside, look_over
 from ..meshing.mesh import Made
-from ..meshing.shot import shot_of
+from ..meshing.shot import outline, shot_of
 from ..meshing.texture import paint
 from ..radiance.field import colour_at, density_at
 from ..settings import LiftSettings, MeshSettings
@@ -34,8 +34,13 @@ def make_mesh(
         for one in references
     ]
 
+    within = outline(shots[0])
+    rim = 2 * known.description.bound / settings.resolution  # a cell, over which the field ends at the photo's outline
+
     def density(points: np.ndarray) -> np.ndarray:
-        return density_at(known, points)
+        """What the photo's outline leaves of the field's."""
+        share = np.clip(within(points) / rim + 0.25, 0, 1)
+        return (density_at(known, points) * share).astype(np.float32)
 
     def colour(points: np.ndarray) -> np.ndarray:
         return as_colours(colour_at(known, points))
