@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from zero123cli import cutters, models, settings
-from zero123cli.errors import WeightsError
+from zero123cli.errors import UnavailableError, WeightsError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -115,7 +115,6 @@ def test_guided_filter_draws_a_coarse_edge_to_the_pictures_edge() -> None:
 
 
 EMBEDDED = cutters.embedded_weights()
-needs_embedded = pytest.mark.skipif(not EMBEDDED.is_file(), reason="assets/pocket-cutter.onnx is not here")
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +122,6 @@ def own() -> cutters.Cutter:
     return cutters.embedded_cutter(EMBEDDED, "digest")
 
 
-@needs_embedded
 @pytest.mark.parametrize("name", SCENES)
 def test_own_network_finds_objects_on_plain_grounds(own: cutters.Cutter, name: str) -> None:
     ground, colour = SCENES[name]
@@ -138,13 +136,11 @@ def test_own_network_finds_objects_on_plain_grounds(own: cutters.Cutter, name: s
     assert iou(mask > 0.5, truth) > 0.9
 
 
-@needs_embedded
 @pytest.mark.parametrize("value", [0, 128, 255])
 def test_own_network_sees_no_object_in_an_empty_picture(own: cutters.Cutter, value: int) -> None:
     assert not own.find_mask(np.full((100, 150, 3), value, np.uint8)).any()
 
 
-@needs_embedded
 @pytest.mark.parametrize("shape", [(32, 640), (640, 32), (33, 33), (1, 1)])
 def test_own_network_takes_odd_shapes(own: cutters.Cutter, shape: tuple[int, int]) -> None:
     mask = own.find_mask(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8))
@@ -152,13 +148,55 @@ def test_own_network_takes_odd_shapes(own: cutters.Cutter, shape: tuple[int, int
     assert np.isfinite(mask).all()
 
 
-@needs_embedded
 def test_own_network_is_small_and_says_what_it_is() -> None:
     import onnxruntime
 
     assert EMBEDDED.stat().st_size <= 2_000_000
     said = onnxruntime.InferenceSession(EMBEDDED).get_modelmeta().custom_metadata_map
     assert {"description", "licence", "recipe", "data"} <= set(said)
+
+
+def two_discs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A red one and a green one on grey, and where each is."""
+    rows, columns = np.mgrid[:160, :200]
+    red, green = (np.hypot(columns - x, rows - 80) < 35 for x in (55, 145))
+    picture = textured((160, 200), (128, 128, 128), 3)
+    picture = np.where(red[..., None], textured((160, 200), (190, 60, 50), 1), picture)
+    return np.where(green[..., None], textured((160, 200), (60, 170, 60), 2), picture).astype(np.uint8), red, green
+
+
+def squeezed(mask: np.ndarray, value: float = 1.0) -> np.ndarray:
+    """What a network would answer."""
+    small = Image.fromarray(mask.astype(np.float32)).resize((64, 64), Image.Resampling.BOX)
+    return np.asarray(small, np.float32) * np.float32(value)
+
+
+def test_where_network_and_colours_differ_the_network_decides() -> None:
+    picture, red, green = two_discs()
+    assert iou(cutters.cut_by_colour(picture) > 0.5, red | green) > 0.9
+    for one in (red, green):
+        assert iou(cutters.settle(picture, squeezed(one)) > 0.5, one) > 0.9
+
+
+def test_where_both_see_the_same_the_colours_draw_the_edge() -> None:
+    picture, red, green = two_discs()
+    shifted = np.roll(red | green, 3, 1)  # nearly right
+    assert np.array_equal(cutters.settle(picture, squeezed(shifted)), cutters.cut_by_colour(picture))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 0.55, 0.9])
+def test_a_network_that_sees_next_to_nothing_leaves_it_to_the_colours(value: float) -> None:
+    picture, _, _ = two_discs()
+    speck = np.zeros((64, 64), np.float32)
+    speck[30:32, 30:31] = value
+    assert np.array_equal(cutters.settle(picture, speck), cutters.cut_by_colour(picture))
+
+
+def test_a_runtime_that_does_not_load_is_no_fault_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UnavailableError, match="onnxruntime does not load") as error:
+        cutters.embedded_cutter(EMBEDDED, "").find_mask(np.zeros((64, 64, 3), np.uint8))
+    assert "--cutter classical" in str(error.value)
 
 
 def test_broken_own_weights_are_named(tmp_path: Path) -> None:

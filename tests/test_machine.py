@@ -12,7 +12,8 @@ from zero123cli.errors import UnavailableError, WeightsError
 
 def test_shipped_folders_are_there() -> None:
     assert (machine.shipped("presets") / "cpu.toml").is_file()
-    assert (machine.shipped("assets") / "coffee.jpg").is_file()
+    for name in ("coffee.jpg", "pocket.safetensors", "pocket-cutter.onnx"):
+        assert (machine.shipped("assets") / name).is_file()
 
 
 def test_everything_shipped_names_its_licence() -> None:

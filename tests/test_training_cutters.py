@@ -105,6 +105,22 @@ def test_an_object_keeps_its_area_however_it_is_turned(size: float, aspect: floa
     assert wide / tall == pytest.approx(aspect if upright else 1 / aspect, rel=0.1)
 
 
+@pytest.mark.parametrize("size", [0.2, 0.7, 1.3])
+def test_a_thing_of_the_grounds_own_colour_has_no_outline(size: float) -> None:
+    """Colours are weighed by alpha once, not twice: a soft edge is no brighter than what it lies between."""
+    chance = np.random.default_rng(0)
+    sprite = np.full((64, 64, 4), 128, np.uint8)
+    away = np.hypot(*(np.mgrid[:64, :64] - 31.5))
+    sprite[..., 3] = np.clip((25 - away) * 40, 0, 255)
+    ground = Image.new("RGB", (160, 160), (128, 128, 128))
+    laid = np.asarray(composites.lay_over(ground, sprite, composites.Place(0.5, 0.5, size, turn=0.3)))
+    assert np.abs(laid.astype(int) - 128).max() <= 2
+    layer = np.asarray(composites.fit(sprite, composites.Place(0.5, 0.5, size, turn=0.3), 160)).astype(int)
+    assert np.abs(layer[layer[..., 3] > 8][:, :3] - 128).max() <= 16  # rounding of what is nearly clear
+    drawn = composites.draw_sprite(chance, sprite[None, None])
+    assert np.array_equal(drawn, sprite)
+
+
 def test_the_mask_is_where_the_object_is() -> None:
     """On a known ground, with neither shadow nor camera, what changed is what the mask says."""
     chance = np.random.default_rng(0)

@@ -29,6 +29,7 @@ from .watch import Caution
 CUT_SIDE = 160  # px of the longer side in the graph cut: 25,600 nodes, 20 ms a cut
 CPU = ["CPUExecutionProvider"]
 UNSURE = 0.5  # a network whose surest pixel is below this has seen no object
+SPECK = 0.001  # share of the picture below which what our own network sees is nothing
 AGREED = 0.7  # IoU of two masks that speak of the same object
 
 
@@ -85,18 +86,20 @@ def open_session(name: str, weights: Path) -> Any:
     """The rembg session `name`, on the CPU, from these weights and no others."""
     try:
         known = import_sessions()
-        import onnxruntime  # noqa: F401  # whether it loads is the question
     except ImportError as error:
         raise UnavailableError(f"rembg does not load ({error})", remedy='run: pip install "rembg[cpu]"') from error
     # A session fetches weights that it does not find. This one is told which file we have checked.
     local = type(name, (known[name],), {"download_models": classmethod(lambda *_, **__: str(weights))})
-    return load(weights, lambda options: local(name, options, providers=CPU))
+    return load(weights, lambda options: local(name, options, providers=CPU), "delete the file and fetch it again")
 
 
-def load(weights: Path, make: Callable[[Any], Any]) -> Any:
+def load(weights: Path, make: Callable[[Any], Any], remedy: str) -> Any:
     """What `make` makes of these weights with onnxruntime's options."""
-    import onnxruntime
-
+    try:
+        import onnxruntime
+    except ImportError as error:
+        way_out = "run: pip install onnxruntime; or take --cutter classical"
+        raise UnavailableError(f"onnxruntime does not load ({error})", remedy=way_out) from error
     onnxruntime.set_default_logger_severity(3)  # as rembg does: a note for each odd node is no use to anyone
     options = onnxruntime.SessionOptions()
     if threads := machine.asked_threads():
@@ -107,7 +110,7 @@ def load(weights: Path, make: Callable[[Any], Any]) -> Any:
         raise WeightsError(
             f"onnxruntime cannot load it ({type(error).__name__})",
             where=str(weights),
-            remedy="delete the file and fetch it again",
+            remedy=remedy,
         ) from error
 
 
@@ -140,27 +143,37 @@ def embedded_weights() -> Path:
 
 
 def embedded_cutter(weights: Path, digest: str) -> Cutter:
-    """Our own network, and the picture's colours as a second witness: where both see the same object the colours know
-    its edge better, else the network decides and the colours only mend its edge. It reads a small square."""
+    """Our own network, which is shown the whole photo squeezed into a small square, and the picture's colours."""
 
     @functools.cache
     def session() -> Any:
-        import onnxruntime
+        remedy = "install zero123 again, or take --cutter classical"
 
-        return load(weights, lambda options: onnxruntime.InferenceSession(weights, options, providers=CPU))
+        def make(options: Any) -> Any:
+            return importlib.import_module("onnxruntime").InferenceSession(weights, options, providers=CPU)
+
+        return load(weights, make, remedy)
 
     def find_mask(rgb: np.ndarray) -> np.ndarray:  # uint8 (H, W, 3)
         network = session()
         side = network.get_inputs()[0].shape[-1]
         small = np.asarray(Image.fromarray(rgb).resize((side, side), Image.Resampling.BILINEAR), np.float32) / 255
-        mask = network.run(None, {"picture": small.transpose(2, 0, 1)[None]})[0][0, 0]
-        by_colour = cut_by_colour(rgb)
-        if mask.max() < UNSURE:
-            return by_colour
-        seen = guided_filter(np.asarray(rgb, np.float32) / 255, mask, radius=2)
-        return by_colour if overlap(seen, by_colour) >= AGREED else cut_by_colour(rgb, belief=seen)
+        return settle(rgb, network.run(None, {"picture": small.transpose(2, 0, 1)[None]})[0][0, 0])
 
     return Cutter(EMBEDDED, digest, find_mask)
+
+
+def settle(rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:  # uint8 (H, W, 3), float32 (s, s) -> float32 (H, W)
+    """The mask that our network and the picture's colours find together.
+
+    Where both see the same object the colours know its edge better. Where they differ the network decides and the
+    colours only mend its edge. Where it sees nothing the colours are believed.
+    """
+    by_colour = cut_by_colour(rgb)
+    seen = guided_filter(np.asarray(rgb, np.float32) / 255, mask, radius=2)
+    if (seen > UNSURE).mean() < SPECK or overlap(seen, by_colour) >= AGREED:
+        return by_colour
+    return cut_by_colour(rgb, belief=seen)
 
 
 # The cutter that needs no weights -------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # torch waits until a network is needed
 POCKET = "pocket"  # the view model that comes with the package
 POCKET_LICENCE = "free with attribution, see assets/MODEL_CARD.md"
 
-CUTOUT = Stage("cutout", 1, Cutout)
+CUTOUT = Stage("cutout", 2, Cutout)
 VIEWS = Stage("views", 2, Views)
 VIEW = Stage("view", 1, View)
 FIELD = Stage("lift", 1, Field)

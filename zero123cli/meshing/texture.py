@@ -1,7 +1,7 @@
 """What a surface looks like: unwrapped, and each texel coloured by the field or, where it sees it, by the photo.
 
-Unwrapping is xatlas's. What a photo shows clearly is taken from the photo at its full resolution: the less, the more the
-surface turns away, and fading out towards outlines in the picture, the object's own and those inside it, so that no
+Unwrapping is xatlas's. What a photo shows clearly is taken from the photo at its full resolution: the less, the more
+the surface turns away, and fading out towards outlines in the picture, the object's own and those inside it, so that no
 seam shows where the photo ends. Beyond, the nearest colours that it shows go on for a while; the field has the rest.
 Letters: P points, V vertices, F triangles, T side of the texture, S side of a photo.
 """
@@ -231,7 +231,7 @@ def see(
 def go_on(points: np.ndarray, own: np.ndarray, shown: np.ndarray, most: np.ndarray) -> np.ndarray:
     """The field's colours, with those of photos continued beyond what they show.
 
-    Places are looked up by the cells that they lie in; a cell's colour is that of the nearest places that a photo shows.
+    A place takes its cell's colour, which is that of the nearest places that a photo shows.
     """
     from scipy.spatial import cKDTree
 

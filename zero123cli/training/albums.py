@@ -16,7 +16,7 @@ from safetensors import safe_open
 from ..artifacts import HEAD
 from ..errors import MissingInputError
 from .packs import open_pack
-from .viewsets import hold_back, list_objects
+from .viewsets import hold_out, list_objects
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,7 @@ class Album:
 
     def parts(self) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of the objects to learn from, and of those held back; all of them where too few are held back."""
-        held = np.array([hold_back(name) for name in self.names])
-        return np.flatnonzero(~held if not held.all() else held), np.flatnonzero(held if held.any() else ~held)
+        return hold_out(self.names)
 
 
 def open_album(data: Path) -> Album:

@@ -83,10 +83,9 @@ def compose(
     return expose(picture, chance), np.round(truth * 255).astype(np.uint8)
 
 
-def draw_sprite(chance: Chance, sprites: np.ndarray) -> np.ndarray:  # -> uint8 (S, S, 4), premultiplied
-    rgba = sprites[chance.integers(sprites.shape[0]), chance.integers(sprites.shape[1])]
-    colour = rgba[..., :3].astype(np.uint16) * rgba[..., 3:] // 255
-    return np.concatenate([colour.astype(np.uint8), rgba[..., 3:]], -1)
+def draw_sprite(chance: Chance, sprites: np.ndarray) -> np.ndarray:  # -> uint8 (S, S, 4)
+    sprite: np.ndarray = sprites[chance.integers(sprites.shape[0]), chance.integers(sprites.shape[1])]
+    return sprite
 
 
 def draw_place(chance: Chance) -> Place:
@@ -111,7 +110,7 @@ def draw_place(chance: Chance) -> Place:
 def put(
     ground: Image.Image,
     truth: np.ndarray,  # float32 (S, S)
-    sprite: np.ndarray,  # uint8 (S, S, 4), premultiplied
+    sprite: np.ndarray,  # uint8 (S, S, 4), straight alpha
     place: Place,
     chance: Chance,
     backdrops: Backdrops,
@@ -120,7 +119,7 @@ def put(
     side = ground.width
     layer = np.asarray(fit(sprite, place, side), np.float32) / 255
     alpha = layer[..., 3]
-    colour = dress(layer[..., :3] / np.maximum(alpha, 1e-3)[..., None], alpha, ground, chance, backdrops)
+    colour = dress(layer[..., :3], alpha, ground, chance, backdrops)
     behind = np.asarray(ground, np.float32) / 255
     if chance.random() < 0.65:
         behind = behind * (1 - cast_shadow(alpha, chance)[..., None])
@@ -129,7 +128,7 @@ def put(
 
 
 def fit(sprite: np.ndarray, place: Place, side: int) -> Image.Image:  # uint8 (S, S, 4)
-    """The sprite in the picture's frame, empty around it."""
+    """The sprite in the picture's frame, empty around it. Pillow weighs colours by alpha."""
     image = Image.fromarray(sprite)
     scale = place.size * side / (FRAMED * image.width)  # px of the picture in one of the sprite
     while scale < 0.5:
@@ -215,9 +214,9 @@ def add_far_object(ground: Image.Image, chance: Chance, sprites: np.ndarray) -> 
     return ground.filter(ImageFilter.GaussianBlur(chance.uniform(2, 8)))
 
 
-def lay_over(ground: Image.Image, sprite: np.ndarray, place: Place) -> Image.Image:  # uint8 (S, S, 4), premultiplied
-    layer = np.asarray(fit(sprite, place, ground.width), np.float32) / 255
-    return to_image(layer[..., :3] + np.asarray(ground, np.float32) / 255 * (1 - layer[..., 3:]))
+def lay_over(ground: Image.Image, sprite: np.ndarray, place: Place) -> Image.Image:  # uint8 (S, S, 4)
+    layer, behind = (np.asarray(one, np.float32) / 255 for one in (fit(sprite, place, ground.width), ground))
+    return to_image(behind + (layer[..., :3] - behind) * layer[..., 3:])
 
 
 def expose(picture: Image.Image, chance: Chance) -> np.ndarray:  # -> uint8 (S, S, 3)

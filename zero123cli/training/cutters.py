@@ -30,7 +30,7 @@ from .composites import Backdrops, compose
 from .packs import open_pack
 from .saliency import SaliencyDescription, SaliencyNet
 from .train import Batch
-from .viewsets import hold_back, list_objects
+from .viewsets import hold_out, list_objects
 
 OWN_BACKDROPS, HELD_BACKDROPS = 800, 100  # that many are made, as they are asked for
 SMALLER = {0.4: 0.5, 0.6: 0.35, 1.0: 0.15}  # shares of batches; small pictures teach nearly as much for less time
@@ -44,8 +44,7 @@ class CutterTask:
     def __init__(self, data: Path, description: SaliencyDescription, backdrops: int = OWN_BACKDROPS) -> None:
         self.description = description
         self.sprites, names = read_sprites(data)  # uint8 (M, N, S, S, 4)
-        held = np.array([hold_back(name) for name in names])
-        self.own, self.held = np.flatnonzero(~held), np.flatnonzero(held if held.any() else ~held)
+        self.own, self.held = hold_out(names)
         self.backdrops = Backdrops(HELD_BACKDROPS, backdrops)
         self.held_backdrops = Backdrops(0, min(HELD_BACKDROPS, backdrops))
         self.hands = ThreadPoolExecutor(machine.cores())

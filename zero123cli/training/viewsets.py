@@ -243,6 +243,13 @@ def list_objects(folder: Path) -> list[Path]:
     return sorted((folder / "objects").glob("*/*.safetensors"))
 
 
+def hold_out(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of those that are learnt from, and of those that are kept for tuning; where there is none, all."""
+    held = np.array([hold_back(name) for name in names], bool)
+    own, kept = (np.flatnonzero(part if part.any() else ~part) for part in (~held, held))
+    return own, kept
+
+
 def hold_back(name: str, share: float = 0.03) -> bool:
     """Whether an object is kept for tuning: decided by its name, the same in every run."""
     return int(digest(Path(name).name)[:8], 16) / 2**32 < share
