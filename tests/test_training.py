@@ -212,6 +212,15 @@ def test_view_sets_come_back_as_they_went(tmp_path: Path) -> None:
         assert (getattr(back, part) == getattr(one, part)).all(), part
 
 
+@pytest.mark.parametrize("name", ["", ".", "/", "a\0b.glb", "\ud800.glb"])
+def test_names_that_no_file_could_have_are_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    viewsets.write(path, replace(view_set(3), name=name))
+    for read in (viewsets.read, viewsets.read_label):
+        with pytest.raises(MeshError, match="no view set, or damaged"):
+            read(path)
+
+
 def test_a_pack_holds_what_the_dataset_holds(dataset: Path, tmp_path: Path) -> None:
     paths = viewsets.list_objects(dataset)
     size = packs.pack(paths, tmp_path / "pack.safetensors", views=3, overwrite=False, watch=silent)
@@ -239,6 +248,18 @@ def test_held_back_objects_are_a_small_share_and_always_the_same() -> None:
     held = [name for name in names if viewsets.hold_back(name)]
     assert 0.02 < len(held) / len(names) < 0.04
     assert held == [name for name in names if viewsets.hold_back(f"elsewhere/{name}")]
+
+
+def test_the_smallest_datasets_are_learnt_from_and_judged_on() -> None:
+    names = [f"mesh{k}.glb" for k in range(500)]
+    for few in (
+        [name for name in names if viewsets.hold_back(name)][:2],
+        [n for n in names if not viewsets.hold_back(n)][:2],
+    ):
+        own, held = viewsets.hold_out(few)
+        assert own.tolist() == held.tolist() == [0, 1]
+    own, held = viewsets.hold_out(names)
+    assert not set(own) & set(held) and len(own) + len(held) == 500
 
 
 def test_a_mirrored_batch_is_the_mirrored_object(dataset: Path) -> None:

@@ -20,7 +20,7 @@ from ..diffusion.volume import ELEVATIONS, Framing, Volume, VolumeDescription, V
 from .packs import open_pack
 from .targets import compare, look_up
 from .train import Batch
-from .viewsets import hold_back, list_objects, read
+from .viewsets import hold_out, list_objects, read
 
 SEEN = 32  # px of the second pictures
 RENDERED = 3  # one picture in so many is also rendered from elsewhere: that costs more than it teaches
@@ -36,8 +36,7 @@ class VolumeTask:
         self.inside = inside  # uint8 (M, R^3 / 8), packed
         self.cells = round((inside.shape[1] * 8) ** (1 / 3))
         self.poses, self.squares = poses, squares  # float32 (M, N, 3), both
-        held = np.array([hold_back(name) for name in names])
-        self.own, self.held = np.flatnonzero(~held), np.flatnonzero(held if held.any() else ~held)
+        self.own, self.held = hold_out(names)
 
     def facts(self) -> dict[str, Any]:
         """What the weights do not say by themselves."""
