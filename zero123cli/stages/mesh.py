@@ -12,7 +12,7 @@ import numpy as np
 from ..artifacts import Field
 from ..errors import DivergedError
 from ..meshing.cleanup import clean
-from ..meshing.isosurface import choose_level, extract, fill_inside, look_over
+from ..meshing.isosurface import choose_level, extract, fill_inside, look_over, raise_rays
 from ..meshing.mesh import Made
 from ..meshing.shot import outline, shot_of
 from ..meshing.texture import paint
@@ -52,7 +52,8 @@ def make_mesh(
     chosen = choose_level(volume, shots)
     level = settings.level or chosen.value
     watch(Progress("mesh", 1, PARTS, f"level {level:.3g}"))
-    vertices, faces = extract(*fill_inside(density, volume, level), level, settings.resolution)
+    raised = raise_rays(density, volume, shots[0], level)
+    vertices, faces = extract(*fill_inside(*raised, level), level, settings.resolution)
     watch(Progress("mesh", 2, PARTS, f"{len(faces)} faces"))
     solid = clean(
         vertices,

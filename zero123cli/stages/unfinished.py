@@ -60,7 +60,7 @@ def resume(state: State, folder: Path, watch: Watch, *, coarser: bool) -> None:
         raw = (folder / CHECKPOINT).read_bytes()
     except FileNotFoundError:
         return
-    before = copy.deepcopy([part.state_dict() for part in (state.field, state.occupancy, state.optimiser)])
+    before = copy.deepcopy((state.field.state_dict(), state.occupancy.state_dict(), state.optimiser.state_dict()))
     try:
         head, tensors = read_head(raw), load_tensors(raw)
         if head["halved"] and not coarser:
@@ -84,8 +84,9 @@ def resume(state: State, folder: Path, watch: Watch, *, coarser: bool) -> None:
         state.optimiser.load_state_dict({"state": values, "param_groups": groups})
         state.step, state.parts, state.halved = (int(head[name]) for name in ("step", "parts", "halved"))
     except Exception as error:  # a damaged file raises what it likes
-        for part, values in zip((state.field, state.occupancy, state.optimiser), before, strict=True):
-            part.load_state_dict(values)
+        state.field.load_state_dict(before[0])
+        state.occupancy.load_state_dict(before[1])
+        state.optimiser.load_state_dict(before[2])
         watch(Caution("checkpoint-damaged", f"the unfinished run is damaged ({type(error).__name__}): it starts anew"))
         return
     watch(Caution("resumed", f"the lift goes on from step {state.step}"))
