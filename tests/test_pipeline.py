@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_cutout import composite, disc, listen, photo_of
-from test_cutters import WEIGHTS, needs_embedded, needs_weights
+from test_cutters import WEIGHTS, needs_weights
 
 from zero123cli import artifacts, machine, pipeline
 from zero123cli.cache import Cache, open_cache
@@ -51,7 +51,6 @@ def test_name_of_the_photo_does_not_matter(cache: Cache, bare: Path) -> None:
     assert pipeline.cutout(artifacts.Photo("other.png", PHOTO.data), settings, tool, cache, silent).hit
 
 
-@needs_embedded
 def test_without_weights_our_own_network_does_it_and_says_so(cache: Cache, bare: Path) -> None:
     codes, watch = listen()
     tool = pipeline.pick_cutter(CutoutSettings(), cache)
@@ -61,7 +60,6 @@ def test_without_weights_our_own_network_does_it_and_says_so(cache: Cache, bare:
     assert "zero123 models pull u2net" in kept.cautions[0].remedy
 
 
-@needs_embedded
 def test_asked_for_our_own_network_is_not_warned_of(cache: Cache, bare: Path) -> None:
     settings = CutoutSettings(cutter="pocket-cutter", size=96)
     codes, watch = listen()
