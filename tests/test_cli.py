@@ -226,6 +226,12 @@ def test_a_missing_photo_is_66(zero123: Program) -> None:
         assert said in line and row["input"] == name
 
 
+def test_a_missing_photo_is_66_also_where_the_output_is_named(zero123: Program) -> None:
+    for verb, name in (("cutout", "a.png"), ("reconstruct", "a.glb")):
+        line, row = fails(zero123, 66, verb, "nowhere.jpg", "-o", name)
+        assert "no such file" in line and row["input"] == "nowhere.jpg"
+
+
 def test_an_unreadable_photo_is_66(zero123: Program, photo: Photographer, ordinary: tuple[str, ...]) -> None:
     (zero123.folder / photo()).chmod(0o000)
     line, _ = fails(zero123, 66, "cutout", "disc.png", prefix=ordinary)

@@ -121,7 +121,7 @@ def as_template(out: str, count: int, name: str) -> str:
         raise UsageError(f"{out} holds an unknown placeholder", where="-o", remedy="{stem} is the only one")
     if is_folder(out):
         return os.path.join(out, name)
-    if "{stem}" in out or count == 1:
+    if "{stem}" in out or count <= 1:
         return out
     if Path(out).suffix:
         raise UsageError(
