@@ -171,7 +171,8 @@ def settle(rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:  # uint8 (H, W, 3),
     """
     by_colour = cut_by_colour(rgb)
     seen = guided_filter(np.asarray(rgb, np.float32) / 255, mask, radius=2)
-    if (seen > UNSURE).mean() < SPECK or overlap(seen, by_colour) >= AGREED:
+    inside, other = seen > UNSURE, by_colour > UNSURE
+    if inside.mean() < SPECK or (inside & other).sum() / (inside | other).sum() >= AGREED:
         return by_colour
     return cut_by_colour(rgb, belief=seen)
 
@@ -245,12 +246,6 @@ def mend(colour: np.ndarray, belief: np.ndarray, rounds: int = 4) -> np.ndarray:
             break
         inside = cut
     return inside
-
-
-def overlap(one: np.ndarray, other: np.ndarray) -> float:  # float (H, W), both
-    """IoU of two masks; 1 of two empty ones."""
-    a, b = one > 0.5, other > 0.5
-    return float((a & b).sum() / max((a | b).sum(), 1)) if (a | b).any() else 1.0
 
 
 def middle(shape: tuple[int, ...]) -> np.ndarray:

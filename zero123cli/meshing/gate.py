@@ -157,7 +157,7 @@ def compare(surface: Surface, shot: Shot, placed: np.ndarray) -> tuple[float, fl
     region = alphas[0] >= 0.5
     square = float((error[region] ** 2).mean()) if region.any() else 0.0
     psnr = min(BEST_PSNR, -10 * math.log10(square)) if square > 0 else BEST_PSNR
-    return psnr, overlap(alphas[0] >= 0.5, alphas[1] >= 0.5)
+    return psnr, overlap(region, alphas[1] >= 0.5)
 
 
 # Formats that strangers' meshes don't come in -------------------------------------------------------------------------

@@ -239,10 +239,10 @@ def go_on(points: np.ndarray, own: np.ndarray, shown: np.ndarray, most: np.ndarr
     if not len(sure) or not len(rest):
         return own
     sure = sure[:: -(-len(sure) // MOST)]
-    places = np.floor((points[rest] - points.min(0)) / CELL).astype(np.int64)
+    corner = points.min(0)
+    places = np.floor((points[rest] - corner) / CELL).astype(np.int64)
     _, first, which = np.unique(places @ (1 << 40, 1 << 20, 1), return_index=True, return_inverse=True)
-    cells = places[first]
-    middles = (cells + 0.5) * CELL + points.min(0)
+    middles = (places[first] + 0.5) * CELL + corner
     away, found = cKDTree(points[sure]).query(middles, range(1, 1 + min(NEIGHBOURS, len(sure))))
     weights = 1 / (away**2 + CELL**2)
     near = (weights[..., None] * shown[sure[found]]).sum(1) / weights.sum(1)[:, None]

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from ..artifacts import HEAD
 from ..errors import MissingInputError
 from .packs import open_pack
-from .viewsets import hold_out, list_objects
+from .viewsets import list_objects
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,6 @@ class Album:
     names: tuple[str, ...]
     read: Callable[[int, np.random.Generator, int], Pictures]  # object's number, chance, how many
     size: int  # px
-
-    def parts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers of the objects to learn from, and of those held back; all of them where too few are held back."""
-        return hold_out(self.names)
 
 
 def open_album(data: Path) -> Album:

@@ -31,6 +31,7 @@ from ..machine import Backend
 from ..settings import TrainSettings
 from .albums import open_album
 from .train import Batch
+from .viewsets import hold_out
 from .volumes import on_white, vary_colours
 
 PROJECTION_RATE = 10  # times the learning rate of the other weights
@@ -72,7 +73,7 @@ class DenoiserTask:
                 where=str(data),
                 remedy=f"run `zero123 data render` with --size {self.description.size}",
             )
-        self.own, self.held = self.album.parts()
+        self.own, self.held = hold_out(self.album.names)
 
     def facts(self) -> dict[str, Any]:
         """What the weights do not say by themselves."""
