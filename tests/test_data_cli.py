@@ -61,9 +61,11 @@ def test_pack_and_train_from_it(dataset: Path, folder: Path) -> None:
     assert zero123("data", "pack", dataset, "-o", packed, "--views", "2").stdout == f"{packed}\n"
     assert zero123("data", "pack", dataset, "-o", packed, code=73)
     run = folder / "run"
-    small = ("--set", "train.judged=2", "--dtype", "float32")
+    small = ("--set", "train.judged=2", "--dtype", "float32", "--licence", "CC-BY-4.0, (c) Mesh & Co.")
     made = zero123("train", "train-pocket-volume", "--data", packed, "-o", run, "--steps", "2", "--batch", "2", *small)
     assert made.stdout == f"{run / 'weights.safetensors'}\n"
+    told = json.loads(zero123("models", "inspect", run / "weights.safetensors", "--json").stdout)
+    assert told["licence"] == "CC-BY-4.0, (c) Mesh & Co."
     figures = [json.loads(line) for line in (run / "figures.jsonl").read_text().splitlines()]
     assert figures[-1]["step"] == 2
     assert 0 <= figures[-1]["iou"] <= 1

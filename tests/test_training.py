@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from zero123cli.diffusion.volume import (
     mean_colour,
     render,
 )
-from zero123cli.errors import DivergedError, MeshError, SettingsError
+from zero123cli.errors import DivergedError, MeshError, SettingsError, UnavailableError
 from zero123cli.machine import Backend
 from zero123cli.settings import TrainSettings
 from zero123cli.training import packs, train, viewsets, volumes
@@ -336,6 +337,31 @@ def test_gradients_that_are_none_end_the_run(dataset: Path, tmp_path: Path, monk
     with pytest.raises(DivergedError) as error:
         train.train(task, replace(FAST, steps=100), tmp_path / "run", CPU, 0, silent)
     assert error.value.exit_code == 81
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.bench)])  # minutes of compiling
+def test_compiled_networks_learn_the_same(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, whole: bool
+) -> None:
+    if not whole:
+        monkeypatch.setattr(volumes.VolumeTask, "steady", lambda self, model: [model.tilt])
+    logs = []
+    for compiled in (False, True):
+        folder = tmp_path / str(compiled)
+        go(dataset, folder, replace(FAST, compile=compiled))
+        logs.append([json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()])
+    assert len(logs[0]) == FAST.steps
+    for plain, compiled in zip(*logs, strict=True):
+        for name in plain.keys() - {"seconds"}:
+            assert compiled[name] == pytest.approx(plain[name], rel=1e-3), (plain["step"], name)
+
+
+def test_a_missing_compiler_is_named(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UnavailableError, match=r"no C\+\+ compiler"):
+        go(dataset, tmp_path / "run", replace(FAST, compile=True))
 
 
 def test_training_learns_and_leaves_pictures_figures_and_weights(dataset: Path, tmp_path: Path) -> None:

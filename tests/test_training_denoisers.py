@@ -341,6 +341,23 @@ def test_a_pocket_model_is_trained_exported_and_sampled_from(
     assert view.pixels.shape == (SIDE, SIDE, 4)
 
 
+def test_a_denoiser_alone_is_shown_the_photo_and_needs_no_weights_to_start_from(
+    dataset: Path, narrow: None, tmp_path: Path
+) -> None:
+    settings = replace(FAST, task="pocket-alone", steps=3)
+    task = DenoiserTask(dataset, RECIPES["pocket-alone"], settings)
+    model = built(task)
+    assert model.volume is None
+    batch = task.draw(np.random.default_rng(0), 8, held_back=False)
+    _, concat = task.see(model, batch)
+    assert torch.equal(concat, batch["photo"][batch["whose"]])
+    checkpoint = train.train(task, settings, tmp_path / "run", small.CPU, 0, silent)
+    path = train.export(checkpoint, tmp_path / "alone.safetensors", task.facts())
+    assert checkpoints.load(path, small.CPU).description == task.description
+    later = DenoiserTask(dataset, RECIPES["pocket-alone"], replace(settings, init=str(path)))
+    assert later.description == task.description
+
+
 # The paper's ----------------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -120,6 +121,11 @@ def asked_threads(environ: Mapping[str, str] = os.environ) -> int:
     """Threads that the user asked for with OMP_NUM_THREADS; 0 for the library's own choice."""
     asked = environ.get("OMP_NUM_THREADS", "")
     return int(asked) if asked.isdigit() else 0
+
+
+def has_compiler(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether C++ can be compiled here."""
+    return any(shutil.which(name) for name in (environ.get("CXX", ""), "g++", "clang++"))
 
 
 def free_memory() -> int | None:

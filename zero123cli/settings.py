@@ -173,9 +173,10 @@ class MeshSettings:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    task: Literal["volume", "pocket-views", "zero123", "cutter"] = knob("volume", "what is trained")
+    task: Literal["volume", "pocket-views", "pocket-alone", "zero123", "cutter"] = knob("volume", "what is trained")
     base: str = knob("", "weights that the task builds on: a volume net's, or an image-variations Stable Diffusion")
     init: str = knob("", "exported weights of the same task to start from")
+    licence: str = knob("", "what the weights may be used for and whom to name; written into them")
     steps: int = knob(100_000, "steps of the optimiser in all", low=1, high=10_000_000)
     minutes: float = knob(0.0, "time box of one call, minutes; 0 for none", low=0, high=1e5)
     batch: int = knob(64, "pictures a step", low=1, high=65536)
@@ -184,6 +185,7 @@ class TrainSettings:
     warmup: int = knob(200, "steps over which the rate rises", low=0, high=1_000_000)
     decay: float = knob(0.01, "weight decay", low=0, high=1)
     clip: float = knob(1.0, "largest norm of a step's gradient", low=0, high=1e6)
+    compile: bool = knob(False, "compile the networks first: faster steps, and a C++ compiler is needed on a CPU")
     average: float = knob(0.999, "share of the averaged weights that a step keeps", low=0, high=1)
     judged: int = knob(64, "held-back pictures that the figures are of", low=1, high=65536)
     look_minutes: float = knob(5.0, "minutes between figures, pictures and curves", low=0, high=1e5)

@@ -25,6 +25,9 @@ def train(
     out: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="The run's folder.")],
     base: Annotated[Path | None, typer.Option(metavar="WEIGHTS", help="What the task builds on, if anything.")] = None,
     init: Annotated[Path | None, typer.Option(metavar="WEIGHTS", help="Exported weights to start from.")] = None,
+    licence: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What the weights may be used for and whom to name.")
+    ] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after so long, to go on another time.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the optimiser in all.", show_default="100000")] = None,
     batch: Annotated[int | None, typer.Option(help="Pictures a step.", show_default="64")] = None,
@@ -49,8 +52,8 @@ def train(
     screen.configure(
         json=json, quiet=quiet or machine.peers().rank > 0, verbose=verbose, progress=progress.value, color=color.value
     )
-    files = {"train.base": base and str(base), "train.init": init and str(init)}
-    knobs = {"seed": seed, **files, "train.minutes": minutes, "train.steps": steps, "train.batch": batch}
+    texts = {"train.base": base and str(base), "train.init": init and str(init), "train.licence": licence}
+    knobs = {"seed": seed, **texts, "train.minutes": minutes, "train.steps": steps, "train.batch": batch}
     settings = read_settings(preset, set_, knobs).settings
     if not data.exists():
         raise MissingInputError("there is no such dataset", where=str(data), remedy="run `zero123 data render` first")
@@ -66,9 +69,10 @@ def train(
     checkpoint = train(task, settings.train, out, backend, settings.seed, screen.watcher(""), peers=peers)
     if peers.rank:
         return
-    weights = export(checkpoint, out / "weights.safetensors", task.facts())
+    facts = task.facts() | ({"licence": settings.train.licence} if settings.train.licence else {})
+    weights = export(checkpoint, out / "weights.safetensors", facts)
     if settings.train.task == "cutter":
-        weights = finish_cutter(task, weights, out)
+        weights = finish_cutter(task, weights, out, settings.train.licence)
     screen.finish(f"train: {checkpoint.name} -> {weights}")
     screen.stop()
     screen.result(weights, {"output": str(weights), "checkpoint": str(checkpoint), "status": "ok", "code": 0})
@@ -95,15 +99,16 @@ def cutter_task(data: Path, settings: TrainSettings) -> CutterTask:
     return CutterTask(data, SaliencyDescription())
 
 
-def finish_cutter(task: Any, weights: Path, out: Path) -> Path:
+def finish_cutter(task: Any, weights: Path, out: Path, licence: str) -> Path:
     from ..training.cutters import export_onnx
 
-    return export_onnx(weights, out / "pocket-cutter.onnx", task.card())
+    return export_onnx(weights, out / "pocket-cutter.onnx", task.card(licence))
 
 
 TASKS: dict[str, Callable[[Path, TrainSettings], Task]] = {
     "volume": volume_task,
     "pocket-views": denoiser_task,
+    "pocket-alone": denoiser_task,
     "zero123": denoiser_task,
     "cutter": cutter_task,
 }

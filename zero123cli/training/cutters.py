@@ -53,13 +53,13 @@ class CutterTask:
         """What the weights do not say by themselves."""
         return {"kind": "cutter", "description": asdict(self.description)}
 
-    def card(self) -> dict[str, str]:
+    def card(self, licence: str) -> dict[str, str]:
         """What the exported file says of itself."""
         side = self.description.size
         return {
             "description": f"pocket-cutter: finds what a photo is of. picture (1, 3, {side}, {side}), RGB in [0, 1] -> "
             f"mask (1, 1, {side}, {side}) in [0, 1]; a picture of any shape is squeezed into the square",
-            "licence": "of the rendered meshes: CC0, CC-BY-4.0, MIT, MIT-0, zlib, Apache-2.0; solids are our own",
+            "licence": licence or "not said",
             "recipe": "zero123 train train-cutter: composites of rendered objects before made-up backdrops",
             "data": f"{len(self.sprites)} objects, {len(self.held)} held back; no photo, no other network's answers",
             "network": json.dumps(asdict(self.description)),
@@ -70,6 +70,9 @@ class CutterTask:
 
     def groups(self, model: nn.Module, rate: float) -> list[dict[str, Any]]:
         return [{"params": list(model.parameters()), "lr": rate, "base": rate}]
+
+    def steady(self, model: nn.Module) -> list[nn.Module]:
+        return []  # composites are of several sizes
 
     def draw(self, chance: np.random.Generator, count: int, *, held_back: bool) -> Batch:
         """Composites with their masks; each has a chance of its own, so that threads change nothing."""

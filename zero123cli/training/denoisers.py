@@ -1,8 +1,9 @@
 """The tasks of the view-conditioned denoisers: noise is put on a picture of an object, and taken away again by a
 network that is shown another picture of it and told the pose between them (arXiv:2303.11328).
 
-Two are trained here. The embedded one joins the rendering of the photo's predicted volume to the noise, and its
-pictures are their own latents. The paper's starts from an image-variations Stable Diffusion.
+Three are trained here. The embedded one joins the rendering of the photo's predicted volume to the noise, and its
+pictures are their own latents; a second, for comparison, has no volume and joins the photo itself. The paper's starts
+from an image-variations Stable Diffusion.
 Letters: P photos, B pictures asked for, K context tokens, D their width, C channels, S side, h and w of a latent.
 """
 
@@ -53,6 +54,7 @@ class Recipe:
     asked: int  # pictures asked for of each photo; what the photo itself costs is shared by them
     varied: bool  # mirrored, in other colours and another light
     framed: bool  # pictures asked for are cut at the photo's scale, as the program asks for them
+    based: bool = True  # whether it starts from weights
 
 
 class DenoiserTask:
@@ -61,7 +63,7 @@ class DenoiserTask:
     def __init__(self, data: Path, recipe: Recipe, settings: TrainSettings) -> None:
         self.recipe = recipe
         self.base = Path(settings.base or settings.init)
-        if not (settings.base or settings.init):
+        if recipe.based and not (settings.base or settings.init):
             raise SettingsError(
                 "nothing is named to start from", where="train.base", remedy="name weights: --base FILE"
             )
@@ -93,6 +95,10 @@ class DenoiserTask:
             {"params": others, "lr": rate, "base": rate},
             {"params": list(model.projection.parameters()), "lr": faster, "base": faster},
         ]
+
+    def steady(self, model: nn.Module) -> list[nn.Module]:
+        assert isinstance(model, ViewModel)
+        return [network for network in (model.unet, model.clip, model.volume) if network is not None]
 
     # Data
 
@@ -379,9 +385,29 @@ def build_zero123(path: Path, description: Description) -> ViewModel:
     return checkpoints.load_to_train(path, CPU, description.size)
 
 
+def describe_alone(path: Path, size: int) -> Description:
+    """The embedded denoiser without a volume; or the one that a file holds already."""
+    if path.is_file():
+        with open_tensors(path) as file:
+            return checkpoints.read_header(file, path)
+    tokens = POCKET_CLIP | {"image_size": size}
+    return Description(
+        "pocket", "original", POCKET_UNET, tokens, None, size=size, tokens="patches", predicts="velocity", patch=2
+    )
+
+
+def build_alone(path: Path, description: Description) -> ViewModel:
+    model = ViewModel(description)
+    nn.init.zeros_(model.unet.conv_out.weight)
+    return model
+
+
 RECIPES = {
     "pocket-views": Recipe(
         describe_pocket, build_pocket, ("unet", "clip", "projection"), asked=4, varied=True, framed=True
+    ),
+    "pocket-alone": Recipe(
+        describe_alone, build_alone, ("unet", "clip", "projection"), asked=4, varied=True, framed=True, based=False
     ),
     "zero123": Recipe(
         checkpoints.describe_to_train, build_zero123, ("unet", "projection"), asked=1, varied=False, framed=False

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,9 +26,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from .. import durable
+from .. import durable, machine
 from ..artifacts import read_head, with_head
-from ..errors import DivergedError, MissingInputError, SettingsError, WeightsError
+from ..errors import DivergedError, MissingInputError, SettingsError, UnavailableError, WeightsError
 from ..machine import Backend, Peers
 from ..settings import TrainSettings
 from ..watch import Caution, Progress, Watch, silent
@@ -56,6 +57,10 @@ class Task(Protocol):
 
     def draw(self, chance: np.random.Generator, count: int, *, held_back: bool) -> Batch:
         """A batch, on the CPU."""
+        ...
+
+    def steady(self, model: nn.Module) -> Sequence[nn.Module]:
+        """Networks that are shown the same shapes in every step."""
         ...
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -119,6 +124,8 @@ def train_together(
     averaged = {name: tensor.clone() for name, tensor in learning(model).items()}
     optimiser = torch.optim.AdamW(task.groups(model, settings.rate), betas=(0.9, 0.99), weight_decay=settings.decay)
     begun = resume(folder, settings, seed, model, averaged, optimiser, watch)
+    if settings.compile:
+        compile_all(task.steady(model), device)
     ends = time.monotonic() + settings.minutes * 60 if settings.minutes else float("inf")
     saved = told = time.monotonic()
     history: list[dict[str, Any]] = []
@@ -205,6 +212,19 @@ def run(
         scaler.update()
         average(model, averaged, number, settings.average)
         yield Step(number, {name: float(term) for name, term in sums.items()}, time.monotonic() - started)
+
+
+def compile_all(networks: Sequence[nn.Module], device: torch.device) -> None:
+    """Each is turned into code of its own when it is first used."""
+    if device.type == "cpu" and not machine.has_compiler():
+        raise UnavailableError(
+            "there is no C++ compiler", where="train.compile", remedy="install g++, or leave train.compile at false"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's compiler of its own parts
+        import torch.utils.mkldnn  # noqa: F401
+    for network in networks:
+        network.compile(dynamic=False)
 
 
 def rate_at(number: int, settings: TrainSettings) -> float:
@@ -299,7 +319,7 @@ def look(
     model.load_state_dict(averaged, strict=False)
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
             figures = task.judge(model, batch)
             picture = task.show(model, batch)
     finally:

@@ -48,6 +48,9 @@ class VolumeTask:
     def groups(self, model: nn.Module, rate: float) -> list[dict[str, Any]]:
         return [{"params": list(model.parameters()), "lr": rate, "base": rate}]
 
+    def steady(self, model: nn.Module) -> list[nn.Module]:
+        return [model]
+
     def draw(self, chance: np.random.Generator, count: int, *, held_back: bool) -> Batch:
         """Pairs of pictures of the same object: the first is shown, the second asked for."""
         pool = self.held if held_back else self.own
