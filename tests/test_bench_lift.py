@@ -313,7 +313,7 @@ def embedded_size() -> ViewModel:
     }
     torch.manual_seed(0)
     described = Description(
-        "bench", "original", unet, POCKET_CLIP, None, size=64, tokens="patches", predicts="velocity",
+        "bench", "original", unet, POCKET_CLIP, None, size=64, tokens="patches", predicts="correction",
         volume=asdict(VolumeDescription()), patch=2,
     )  # fmt: skip
     backend = machine.pick("cpu")

@@ -667,20 +667,26 @@ def findings(text: str) -> dict[str, dict[str, str]]:
 def test_a_sound_installation_is_well(zero123: Program, cache_root: Path) -> None:
     found = findings(zero123("doctor", "--json").stdout)
     assert {"zero123", "numpy", "torch", "device", "memory", "cache", "cutter"} <= found.keys()
+    assert found["model pocket"]["state"] == found["cutter pocket-cutter"]["state"] == "ok"
     assert {finding["state"] for finding in found.values()} <= {"ok", "could"}
     assert found["cutter"]["state"] == "could" and found["cutter"]["mend"] == "zero123 models pull u2net"
     assert str(cache_root) in found["cache"]["found"]
 
 
 def test_every_ailment_has_a_remedy_and_ends_in_69(zero123: Program) -> None:
-    """A missing package, a damaged weights file and a cache that is not ours to use, all at once."""
+    """A missing package, damaged weights, the package's own too, and a cache that is not ours to use, all at once."""
     models, shared = zero123.folder / "models", zero123.folder / "shared"
     models.mkdir()
     (models / "u2netp.onnx").write_bytes(b"half of a download")
+    (models / "pocket.safetensors").write_bytes(b"half of an installation")
     shared.mkdir()
     shared.chmod(0o777)
     broken = """
     import importlib.metadata as metadata
+    import pathlib
+    from zero123cli import machine
+    own = machine.shipped
+    machine.shipped = lambda name: pathlib.Path("models") if name == "assets" else own(name)
     version = metadata.version
     def pretend(name):
         if name == "trimesh":
@@ -692,7 +698,7 @@ def test_every_ailment_has_a_remedy_and_ends_in_69(zero123: Program) -> None:
     run = zero123.wrapped(broken, "doctor", "--json", "--cache-dir", "shared", **options)
     found = findings(run.stdout)
     bad = {what for what, finding in found.items() if finding["state"] == "bad"}
-    assert bad == {"trimesh", "scipy", "cutter u2netp", "cache"}
+    assert bad == {"trimesh", "scipy", "model pocket", "cutter pocket-cutter", "cutter u2netp", "cache"}
     assert all(finding["mend"] for finding in found.values() if finding["state"] == "bad")
     assert "pip install" in found["trimesh"]["mend"] and "0.1" in found["scipy"]["found"]
     assert "u2netp.onnx" in found["cutter u2netp"]["mend"]

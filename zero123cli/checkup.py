@@ -15,8 +15,10 @@ from typing import Literal
 
 from . import __version__, machine
 from .cache import Cache, file_digest, open_cache
+from .cutters import EMBEDDED, embedded_cutter, embedded_weights
 from .errors import UnavailableError, Zero123Error
 from .models import CUTTERS, PREFERRED_CUTTERS, check_cutter, fetch_command, find_cutter
+from .pipeline import POCKET, locate_model
 
 DISTRIBUTION = "zero123cli"
 LITTLE_MEMORY = 4e9  # bytes; less is tight for a mesh
@@ -39,6 +41,7 @@ def examine(cache_root: Path, *, shared: bool = False) -> list[Finding]:
         look_at_device(),
         look_at_memory(),
         *look_at_cache(cache_root, shared),
+        *look_at_embedded(),
         *look_at_cutters(cache_root),
         *look_at_extras(),
     ]
@@ -114,6 +117,33 @@ def look_at_cache(root: Path, shared: bool) -> Iterator[Finding]:
         f"{root}, {free / 1e9:.1f} GB free",
         "zero123 cache prune --max-size 1G" if low else "",
     )
+
+
+def look_at_embedded() -> Iterator[Finding]:
+    """The weights that came with the package, each of them used."""
+    mend = f"{sys.executable} -m pip install --force-reinstall {DISTRIBUTION}"
+    looks = {f"model {POCKET}": look_into_model, f"cutter {EMBEDDED}": try_cutter}
+    for what, look in looks.items():
+        try:
+            yield Finding(what, "ok", look())
+        except Zero123Error as error:
+            yield Finding(what, "bad", f"{error.where}: {error.what}" if error.where else error.what, mend)
+
+
+def look_into_model() -> str:
+    from .diffusion.tensorfiles import open_tensors
+
+    with open_tensors(locate_model(POCKET)) as file:
+        numbers = sum(file.read(name).numel() for name in file.infos)
+    return f"came with zero123, {numbers / 1e6:.1f} M parameters"
+
+
+def try_cutter() -> str:
+    import numpy as np
+
+    weights = embedded_weights()
+    embedded_cutter(weights, "").find_mask(np.zeros((32, 32, 3), np.uint8))
+    return f"came with zero123, {weights.stat().st_size / 1e6:.1f} MB"
 
 
 def look_at_cutters(root: Path) -> Iterator[Finding]:

@@ -453,7 +453,7 @@ def refuse_odd(told: Description) -> None:
         isinstance(told.family, str)
         and isinstance(told.licence, str)
         and told.tokens in ("pooled", "patches")
-        and told.predicts in ("noise", "velocity")
+        and told.predicts in ("noise", "correction")
         and all(type(number) is int and number > 0 for number in (*numbers, told.size, told.patch))
         and told.size <= MAX_SIDE
         and told.size % (2**halvings * told.patch) == 0

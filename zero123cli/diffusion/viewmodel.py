@@ -37,7 +37,7 @@ class Description:
     vae: dict[str, Any] | None  # arguments of AutoencoderKL; None: latents are pictures
     size: int = 256  # side of the pictures, px
     tokens: Literal["pooled", "patches"] = "pooled"  # one context token for the photo, or one for each patch
-    predicts: Literal["noise", "velocity"] = "noise"
+    predicts: Literal["noise", "correction"] = "noise"  # or what, added to what is concatenated, is the clean picture
     latent_scale: float = 0.18215  # a latent's units / the codec's
     licence: str = ""
     volume: dict[str, Any] | None = None  # arguments of VolumeDescription; None: the photo's latent is concatenated
@@ -228,7 +228,7 @@ class ViewModel(nn.Module):
         if self.description.predicts == "noise":
             return answer
         alpha = self.alpha(timesteps)
-        return alpha.sqrt() * answer + (1 - alpha).sqrt() * latents.to(answer)
+        return (latents.to(answer) - alpha.sqrt() * (concat.float() + answer)) / (1 - alpha).sqrt()
 
 
 def pick_render(device: torch.device) -> Callable[[Volume, Framing, Framing, int], Tensor]:

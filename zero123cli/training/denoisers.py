@@ -176,7 +176,8 @@ class DenoiserTask:
         context = self.drop_tokens(model, tokens, batch["numbers"], no_tokens)
         concat = concat * ~no_concat[:, None, None, None]
         answer = model.answer(model.add_noise(clean, noise, times), times, context, concat)
-        return {self.description.predicts: F.mse_loss(answer, self.wanted(model, clean, noise, times))}
+        wanted = noise if self.description.predicts == "noise" else clean - concat.float()
+        return {self.description.predicts: F.mse_loss(answer, wanted)}
 
     def drop_tokens(self, model: ViewModel, tokens: Tensor, numbers: Tensor, without: Tensor) -> Tensor:
         """Context in which some photos are missing. The original keeps the pose then, although it drops it when it
@@ -185,12 +186,6 @@ class DenoiserTask:
         if model.volume is None:
             return model.join(tokens * ~missing, numbers)
         return model.join(tokens, numbers) * ~missing
-
-    def wanted(self, model: ViewModel, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        if self.description.predicts == "noise":
-            return noise
-        alpha = model.alpha(times)
-        return alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
 
     # Looking
 
@@ -359,16 +354,22 @@ def describe_pocket(path: Path, _: int) -> Description:
         None,
         size=head["description"]["size"],
         tokens="patches",
-        predicts="velocity",
+        predicts="correction",
         volume={key: checkpoints.as_tuple(value) for key, value in head["description"].items()},
         patch=2,
     )
 
 
+def say_nothing(model: ViewModel) -> None:
+    """The start of a denoiser that corrects: what it is shown is right."""
+    for weights in (model.unet.conv_out.weight, model.unet.conv_out.bias):
+        nn.init.zeros_(weights)
+
+
 def build_pocket(path: Path, description: Description) -> ViewModel:
     model = ViewModel(description)
     assert model.volume is not None
-    nn.init.zeros_(model.unet.conv_out.weight)
+    say_nothing(model)
     if read_header(path).get("kind") == "volume":
         with open_tensors(path) as file:
             weights = {name: file.read(name).float() for name in file.infos}
@@ -392,13 +393,13 @@ def describe_alone(path: Path, size: int) -> Description:
             return checkpoints.read_header(file, path)
     tokens = POCKET_CLIP | {"image_size": size}
     return Description(
-        "pocket", "original", POCKET_UNET, tokens, None, size=size, tokens="patches", predicts="velocity", patch=2
+        "pocket", "original", POCKET_UNET, tokens, None, size=size, tokens="patches", predicts="correction", patch=2
     )
 
 
 def build_alone(path: Path, description: Description) -> ViewModel:
     model = ViewModel(description)
-    nn.init.zeros_(model.unet.conv_out.weight)
+    say_nothing(model)
     return model
 
 
