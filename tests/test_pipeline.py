@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import serialize as serialise
 from test_cutout import composite, disc, listen, photo_of
 from test_cutters import WEIGHTS, needs_weights
 
@@ -147,3 +149,27 @@ def test_numbers_that_are_none_are_never_kept() -> None:
     cutout = artifacts.Cutout(np.zeros((2, 2, 4), np.uint8), float("nan"), 0, 1, 2, 2, 0.8, "x")
     with pytest.raises(ValueError, match="JSON compliant"):
         artifacts.pack(cutout)
+
+
+def with_header(head: object) -> bytes:
+    """The beginning of a safetensors file of ours."""
+    return serialise({}, metadata={artifacts.HEAD: json.dumps(head)})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (with_header({"kind": "volume", "licence": "CC0-1.0"}), "CC0-1.0"),
+        (with_header({"kind": "volume"}), ""),
+        (with_header([]), ""),
+        (b"", ""),
+        (b"\xff" * 100, ""),
+        ((1 << 62).to_bytes(8, "little") + b"{", ""),
+    ],
+    ids=["told", "untold", "no table", "empty", "noise", "endless"],
+)
+def test_weights_say_what_may_be_done_with_them(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(content)
+    assert pipeline.written_licence(path) == said
+    assert pipeline.written_licence(tmp_path) == ""
