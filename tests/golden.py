@@ -159,7 +159,7 @@ def walk(model: Any, seen: Any, pose: Any, given: dict[str, torch.Tensor], sampl
     def denoise(latents: torch.Tensor, time: int) -> torch.Tensor:
         return model.predict(seen, latents, torch.full((1,), time), [pose], 3.0)
 
-    *_, last = sampling.walk_ddim_original(denoise, lambda: given["ddim_xT"], model.alphas, steps, 0.0)
+    *_, last = sampling.walk_ddim_original(denoise, given["ddim_xT"], None, model.alphas, steps, 0.0)
     return {"ddim10_latent": last, "ddim10_image_sub": model.decode(last)[..., ::8, ::8]}
 
 

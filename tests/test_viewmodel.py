@@ -307,6 +307,15 @@ def test_noise_is_added_with_a_variance_that_stays_one(model: ViewModel, dtype: 
         assert small.error(noisy[k], expected) < (1e-6 if dtype == torch.float32 else 1e-2)
 
 
+def test_sampling_begins_at_noise_or_under_noise_at_what_the_volume_shows() -> None:
+    noise, shown = small.noise_of(3, 4, 16, 16, seed=3), small.noise_of(3, 4, 16, 16, seed=4)
+    model = small.make_model()
+    assert model.begin(noise, shown) is noise
+    model.volume = torch.nn.Identity()
+    last = float(alphas_cumprod()[-1])
+    assert small.error(model.begin(noise, shown), last**0.5 * shown + (1 - last) ** 0.5 * noise) < 1e-6
+
+
 def test_a_correction_is_turned_into_noise(seen: Condition, noisy: Tensor) -> None:
     model = small.make_model(replace(small.SMALL, predicts="correction"))
     answer = slow_predict(model, seen, noisy, 1.0)

@@ -50,7 +50,8 @@ def sample(
         times = torch.full((len(latents),), timestep, dtype=torch.long)
         return model.predict(condition, latents, times, poses, guidance)
 
-    yield from SAMPLERS[sampler](denoise, noise, model.alphas, steps, eta)
+    start = model.begin(noise(), model.concat_at(condition, poses))
+    yield from SAMPLERS[sampler](denoise, start, noise, model.alphas, steps, eta)
 
 
 def seed_of(seed: int, pose: Viewpoint, number: int) -> int:
@@ -70,9 +71,10 @@ def original_timesteps(steps: int) -> list[int]:
     return listed[:-1][::-1]
 
 
-def walk_ddim_original(denoise: Denoiser, noise: Noise, alphas: Tensor, steps: int, eta: float) -> Iterator[Tensor]:
+def walk_ddim_original(
+    denoise: Denoiser, latents: Tensor, noise: Noise, alphas: Tensor, steps: int, eta: float
+) -> Iterator[Tensor]:
     times = original_timesteps(steps)
-    latents = noise()
     for k, time in enumerate(times):
         a = float(alphas[time])
         a_next = float(alphas[times[k + 1]] if k + 1 < len(times) else alphas[0])  # alpha-bar of 0, not 1
@@ -96,39 +98,43 @@ SCHEDULE = {
 }
 
 
-def walk_ddim(denoise: Denoiser, noise: Noise, alphas: Tensor, steps: int, eta: float) -> Iterator[Tensor]:
+def walk_ddim(
+    denoise: Denoiser, latents: Tensor, noise: Noise, alphas: Tensor, steps: int, eta: float
+) -> Iterator[Tensor]:
     from diffusers import DDIMScheduler
 
     scheduler = DDIMScheduler(**SCHEDULE, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     scheduler.set_timesteps(steps)
-    latents = noise()
     for time in scheduler.timesteps.tolist():
         fresh = noise() if eta else None
         latents = scheduler.step(denoise(latents, time), time, latents, eta=eta, variance_noise=fresh).prev_sample
         yield latents
 
 
-def walk_scheduler(scheduler: Any, denoise: Denoiser, noise: Noise, steps: int) -> Iterator[Tensor]:
+def walk_scheduler(scheduler: Any, denoise: Denoiser, latents: Tensor, steps: int) -> Iterator[Tensor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # numpy's, of how diffusers hands it tensors
         scheduler.set_timesteps(steps)
-    latents = noise()
     for time in scheduler.timesteps:
         latents = scheduler.step(denoise(latents, int(time)), time, latents).prev_sample
         yield latents
 
 
-def walk_dpm(denoise: Denoiser, noise: Noise, alphas: Tensor, steps: int, eta: float) -> Iterator[Tensor]:
+def walk_dpm(
+    denoise: Denoiser, latents: Tensor, noise: Noise, alphas: Tensor, steps: int, eta: float
+) -> Iterator[Tensor]:
     from diffusers import DPMSolverMultistepScheduler
 
     scheduler = DPMSolverMultistepScheduler(**SCHEDULE, algorithm_type="dpmsolver++", steps_offset=1)
-    return walk_scheduler(scheduler, denoise, noise, steps)
+    return walk_scheduler(scheduler, denoise, latents, steps)
 
 
-def walk_unipc(denoise: Denoiser, noise: Noise, alphas: Tensor, steps: int, eta: float) -> Iterator[Tensor]:
+def walk_unipc(
+    denoise: Denoiser, latents: Tensor, noise: Noise, alphas: Tensor, steps: int, eta: float
+) -> Iterator[Tensor]:
     from diffusers import UniPCMultistepScheduler
 
-    return walk_scheduler(UniPCMultistepScheduler(**SCHEDULE, steps_offset=1), denoise, noise, steps)
+    return walk_scheduler(UniPCMultistepScheduler(**SCHEDULE, steps_offset=1), denoise, latents, steps)
 
 
 SAMPLERS = {

@@ -156,6 +156,13 @@ class ViewModel(nn.Module):
         alpha = self.alpha(timesteps)
         return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
 
+    def begin(self, noise: Tensor, seen: Tensor) -> Tensor:  # (B, C, h, w), both
+        """Where sampling begins: at noise; with a volume, at what it shows under the most noise there is. Even that
+        does not hide a picture, and the network looks for one."""
+        if self.volume is None:
+            return noise
+        return self.add_noise(seen.float(), noise, torch.full((len(noise),), STEPS - 1))
+
     def alpha(self, timesteps: Tensor) -> Tensor:  # int (B,) -> float32 (B, 1, 1, 1)
         return self.alphas[timesteps.cpu()].to(self.device, torch.float32)[:, None, None, None]
 

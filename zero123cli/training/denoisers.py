@@ -37,6 +37,7 @@ from .volumes import on_white, vary_colours
 
 PROJECTION_RATE = 10  # times the learning rate of the other weights
 DROPPED = 0.05  # share of pictures for each kind of a missing condition: the tokens, both, what is concatenated
+GUESSED = 0.5  # share of pictures that are guessed from what the volume shows of them, not from themselves
 JUDGED_STEPS = 8  # of the samples that are judged and shown
 SHOWN = 12  # pictures
 LARGEST = 4 / 3  # a picture is never enlarged more than this
@@ -172,12 +173,21 @@ class DenoiserTask:
             clean = model.encode(asked, codec_noise).float()
         noise = torch.randn_like(clean)
         times = torch.randint(0, STEPS, (count,), device=device)
+        noisy = model.add_noise(self.hide(model, clean, concat), noise, times)
         no_tokens, no_concat = drop(torch.rand(count, device=device))
         context = self.drop_tokens(model, tokens, batch["numbers"], no_tokens)
         concat = concat * ~no_concat[:, None, None, None]
-        answer = model.answer(model.add_noise(clean, noise, times), times, context, concat)
+        answer = model.answer(noisy, times, context, concat)
         wanted = noise if self.description.predicts == "noise" else clean - concat.float()
         return {self.description.predicts: F.mse_loss(answer, wanted)}
+
+    def hide(self, model: ViewModel, clean: Tensor, seen: Tensor) -> Tensor:
+        """What noise is put on. Even under the most noise a picture can be made out; where the program asks, there is
+        none to make out but the volume's, and that must not be taken for the truth."""
+        if model.volume is None:
+            return clean
+        guessed = torch.rand(len(clean), device=clean.device) < GUESSED
+        return torch.where(guessed[:, None, None, None], seen.to(clean), clean)
 
     def drop_tokens(self, model: ViewModel, tokens: Tensor, numbers: Tensor, without: Tensor) -> Tensor:
         """Context in which some photos are missing. The original keeps the pose then, although it drops it when it
@@ -222,7 +232,7 @@ class DenoiserTask:
             times = torch.full((len(latents),), timestep, dtype=torch.long)
             return model.denoise(latents, times, context, concat)
 
-        for latents in SAMPLERS["ddim"](denoise, noise, model.alphas, JUDGED_STEPS, 0.0):
+        for latents in SAMPLERS["ddim"](denoise, model.begin(noise(), concat), noise, model.alphas, JUDGED_STEPS, 0.0):
             last = latents
         seen = concat if model.volume is not None else self.colours(batch["photo"])[batch["whose"]]
         return seen.float(), model.decode(last)
