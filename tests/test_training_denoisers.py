@@ -373,6 +373,7 @@ def test_a_denoiser_alone_is_shown_the_photo_and_needs_no_weights_to_start_from(
     checkpoint = train.train(task, settings, tmp_path / "run", small.CPU, 0, silent)
     path = train.export(checkpoint, tmp_path / "alone.safetensors", task.facts())
     assert checkpoints.load(path, small.CPU).description == task.description
+    assert checkpoints.inspect(path)["picture"] == f"{SIDE} px, latents 4 x {SIDE} x {SIDE}"
     later = DenoiserTask(dataset, RECIPES["pocket-alone"], replace(settings, init=str(path)))
     assert later.description == task.description
 

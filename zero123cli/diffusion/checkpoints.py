@@ -304,13 +304,14 @@ def inspect(path: Path) -> dict[str, Any]:
             parameters[part] = parameters.get(part, 0) + slot.numel()
             weights.find(name)
         first = weights.find("unet.conv_in.weight")
+        channels = told.unet["out_channels"] // told.patch**2
         return {
             "path": str(path),
             "kind": weights.kind,
             "family": told.family,
             "pose_kind": told.pose_kind,
             "licence": told.licence,
-            "picture": f"{told.size} px, latents {told.unet['out_channels']} x {told.latent_side} x {told.latent_side}",
+            "picture": f"{told.size} px, latents {channels} x {told.latent_side} x {told.latent_side}",
             "context": "one token" if told.tokens == "pooled" else "a token a patch",
             "unet": told.unet["block_out_channels"],
             "parameters": parameters,
