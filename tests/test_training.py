@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from zero123cli.diffusion.volume import (
     render,
 )
 from zero123cli.errors import DivergedError, MeshError, SettingsError, UnavailableError
-from zero123cli.machine import Backend
+from zero123cli.machine import Backend, has_compiler
 from zero123cli.settings import TrainSettings
 from zero123cli.training import packs, train, viewsets, volumes
 from zero123cli.training.targets import compare, compare_torch, look_up, look_up_torch
@@ -339,7 +338,7 @@ def test_gradients_that_are_none_end_the_run(dataset: Path, tmp_path: Path, monk
     assert error.value.exit_code == 81
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.bench)])  # minutes of compiling
 def test_compiled_networks_learn_the_same(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, whole: bool

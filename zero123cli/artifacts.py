@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ T = TypeVar("T")
 ARRAYS = "arrays.safetensors"
 FACTS = "facts.json"
 HEAD = "zero123"  # the key of what our safetensors files say of themselves
+MAX_HEAD = 1 << 24  # bytes that are read of a file for it
 
 
 @dataclass(frozen=True)
@@ -151,3 +153,14 @@ def read_head(raw: bytes) -> dict[str, Any]:
     """The facts of a safetensors file's bytes; a ValueError or KeyError when it holds none."""
     head: dict[str, Any] = json.loads(json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"][HEAD])
     return head
+
+
+def peek_head(path: Path) -> dict[str, Any]:
+    """The facts of a safetensors file of ours, without its tensors; empty for anything else."""
+    try:
+        with path.open("rb") as file:
+            size = file.read(8)
+            head = read_head(size + file.read(min(int.from_bytes(size, "little"), MAX_HEAD)))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return head if isinstance(head, dict) else {}

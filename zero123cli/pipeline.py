@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import machine, models
-from .artifacts import Ask, Cutout, Field, Photo, PhotoCamera, View, Views, read_head, to_json
+from .artifacts import Ask, Cutout, Field, Photo, PhotoCamera, View, Views, peek_head, to_json
 from .cache import Cache, Kept, Stage, digest, entry_key, file_digest, holds, partial_folder, recall, step
 from .cutters import CLASSICAL, EMBEDDED, Cutter, embedded_cutter, embedded_weights, rembg_cutter
 from .errors import MissingInputError, RefusedError, UnavailableError, UsageError, WeightsError
@@ -25,8 +25,6 @@ if TYPE_CHECKING:  # torch waits until a network is needed
     from .diffusion.viewmodel import ViewModel
 
 POCKET = "pocket"  # the view model that comes with the package
-
-MAX_HEAD = 1 << 20  # bytes of a file that are read for what it says of itself
 
 CUTOUT = Stage("cutout", 2, Cutout)
 VIEWS = Stage("views", 2, Views)
@@ -349,13 +347,7 @@ def pick_prior(settings: ModelSettings, backend: Backend, cache: Cache) -> Prior
 
 def written_licence(path: Path) -> str:
     """What weights of ours say of their use; nothing of others."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(8)
-            head = read_head(start + file.read(min(int.from_bytes(start, "little"), MAX_HEAD)))
-        return str(head.get("licence", ""))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return ""
+    return str(peek_head(path).get("licence", ""))
 
 
 def locate_model(name: str) -> Path:

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load
 
 from .. import pipeline
-from ..artifacts import Cutout, PhotoCamera, as_tuple, read_head
+from ..artifacts import Cutout, PhotoCamera, as_tuple, peek_head
 from ..cameras import TRAINING_DISTANCE, Viewpoint
 from ..diffusion.volume import (
     REACH,
@@ -189,12 +189,7 @@ def load_net(plan: Plan) -> tuple[VolumeNet, Description]:
 
 def volume_head(path: Path) -> dict[str, Any] | None:
     """What a file that holds a volume net alone says of itself; None when it is no such file."""
-    try:
-        with open(path, "rb") as file:
-            size = file.read(8)
-            head = read_head(size + file.read(min(int.from_bytes(size, "little"), 1 << 24)))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    head = peek_head(path)
     return head if head.get("kind") == "volume" else None
 
 

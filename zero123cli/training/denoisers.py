@@ -354,32 +354,47 @@ def describe_pocket(path: Path, _: int) -> Description:
     """A denoiser on top of a volume net's weights; or the one that a file holds already."""
     head = read_header(path)
     if head.get("kind") != "volume":
-        with open_tensors(path) as file:
-            return checkpoints.read_header(file, path)
+        return describe_written(path)
+    volume = {key: checkpoints.as_tuple(value) for key, value in head["description"].items()}
+    return describe_small(volume["size"], volume)
+
+
+def describe_alone(path: Path, size: int) -> Description:
+    """The embedded denoiser without a volume; or the one that a file holds already."""
+    return describe_written(path) if path.is_file() else describe_small(size, None)
+
+
+def describe_written(path: Path) -> Description:
+    with open_tensors(path) as file:
+        return checkpoints.read_header(file, path)
+
+
+def describe_small(size: int, volume: dict[str, Any] | None) -> Description:
     return Description(
         "pocket",
         "original",
         POCKET_UNET,
-        POCKET_CLIP,
+        POCKET_CLIP | {"image_size": size},
         None,
-        size=head["description"]["size"],
+        size=size,
         tokens="patches",
         predicts="correction",
-        volume={key: checkpoints.as_tuple(value) for key, value in head["description"].items()},
+        volume=volume,
         patch=2,
     )
 
 
-def say_nothing(model: ViewModel) -> None:
-    """The start of a denoiser that corrects: what it is shown is right."""
+def build_alone(path: Path, description: Description) -> ViewModel:
+    """Before it has learnt anything it takes what it is shown to be right."""
+    model = ViewModel(description)
     for weights in (model.unet.conv_out.weight, model.unet.conv_out.bias):
         nn.init.zeros_(weights)
+    return model
 
 
 def build_pocket(path: Path, description: Description) -> ViewModel:
-    model = ViewModel(description)
+    model = build_alone(path, description)
     assert model.volume is not None
-    say_nothing(model)
     if read_header(path).get("kind") == "volume":
         with open_tensors(path) as file:
             weights = {name: file.read(name).float() for name in file.infos}
@@ -394,23 +409,6 @@ def build_pocket(path: Path, description: Description) -> ViewModel:
 
 def build_zero123(path: Path, description: Description) -> ViewModel:
     return checkpoints.load_to_train(path, CPU, description.size)
-
-
-def describe_alone(path: Path, size: int) -> Description:
-    """The embedded denoiser without a volume; or the one that a file holds already."""
-    if path.is_file():
-        with open_tensors(path) as file:
-            return checkpoints.read_header(file, path)
-    tokens = POCKET_CLIP | {"image_size": size}
-    return Description(
-        "pocket", "original", POCKET_UNET, tokens, None, size=size, tokens="patches", predicts="correction", patch=2
-    )
-
-
-def build_alone(path: Path, description: Description) -> ViewModel:
-    model = ViewModel(description)
-    say_nothing(model)
-    return model
 
 
 RECIPES = {
