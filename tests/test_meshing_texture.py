@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import trimesh
+from scipy.ndimage import binary_erosion
 
 from zero123cli.cameras import Viewpoint
 from zero123cli.meshing.cleanup import Solid
 from zero123cli.meshing.mesh import Mesh, sample_texture, unit, vertex_normals, weld
-from zero123cli.meshing.shot import Shot, rasterise
-from zero123cli.meshing.texture import MODES, average, glance, open_eye, paint, see, split, unwrap
+from zero123cli.meshing.shot import Shot, look_at, rasterise
+from zero123cli.meshing.texture import MODES, average, glance, open_eye, paint, see, split, unmix, unwrap
 
 SIZE = 128
 
@@ -189,9 +190,39 @@ def test_what_the_mask_leaves_out_is_not_taken() -> None:
     shot.rgba[..., :3] = 255
     shot.rgba[:, 128:, 3] = 0  # the right half is not the object's
     eye = open_eye(shot, ball(), 0.005)
-    places = 0.4 * unit(np.array([[-0.15, 0, 1], [0.15, 0, 1], [0.064, 0, 1]]))
-    weights = glance(eye, places, unit(places))[0][:, 0]
-    assert weights[0] == pytest.approx(1) and weights[1] == 0 and weights[2] < 0.95
+    places = 0.4 * unit(np.array([[-0.15, 0, 1], [0.15, 0, 1], [0.064, 0, 1]]))  # the last one near its edge
+    weights, _, firm = glance(eye, places, unit(places))
+    assert weights[:, 0] == pytest.approx([1, 0, 1]) and firm.tolist() == [True, False, False]
+
+
+def test_mixed_pixels_have_the_colour_of_the_objects_own() -> None:
+    """Red before green: at the outline a camera mixes both."""
+    rgba = np.zeros((16, 16, 4), np.uint8)
+    rgba[:, :8], rgba[:, 8] = (255, 0, 0, 255), (128, 128, 0, 128)
+    rgba[:, 9:, 1] = 255
+    colours, known = unmix(rgba)
+    assert np.allclose(colours[:, :8], (1, 0, 0)) and np.abs(colours[:, 8:10] - (1, 0, 0)).max() < 0.06
+    assert known[:, :10].all() and not known[:, 15].any()
+
+
+def test_soft_pixels_among_their_like_keep_their_colour() -> None:
+    rgba = np.full((16, 16, 4), (40, 80, 120, 150), np.uint8)
+    colours, known = unmix(rgba)
+    assert np.allclose(colours * 255, (40, 80, 120), atol=0.1) and known.all()
+
+
+def test_what_is_at_the_rim_alone_goes_on_for_a_little_only() -> None:
+    """A black ring where a white ball ends: behind it there is some black, then white again, then the field's grey."""
+    shot, solid = checker_shot(), ball(4)
+    shot.rgba[..., :3] = 255
+    mask = look_at(shot, solid.vertices, solid.faces, shot.side).face >= 0
+    shot.rgba[~mask, 3] = 0
+    shot.rgba[mask & ~binary_erosion(mask, iterations=3), :3] = 0
+    angle = np.radians(np.arange(0, 181))
+    line = 0.4 * np.stack([np.sin(angle), np.zeros_like(angle), np.cos(angle)], -1)
+    values = see(line, unit(line), grey, [open_eye(shot, solid, 0.005)])[:, 0]
+    assert np.allclose(values[:60], 1) and values[66:70].max() < 0.1  # seen at an angle of up to 77 degrees
+    assert values[76:86].min() > 0.7 and values[180] == pytest.approx(0.5, abs=0.01)
 
 
 def test_colours_go_on_beyond_what_the_photo_shows_and_fade_into_the_fields() -> None:

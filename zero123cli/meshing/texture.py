@@ -1,8 +1,8 @@
 """What a surface looks like: unwrapped, and each texel coloured by the field or, where it sees it, by the photo.
 
-Unwrapping is xatlas's. What a photo shows clearly is taken from the photo at its full resolution: the less, the more
-the surface turns away, and fading out towards outlines in the picture, the object's own and those inside it, so that no
-seam shows where the photo ends. Beyond, the nearest colours that it shows go on for a while; the field has the rest.
+Unwrapping is xatlas's. What a photo shows is taken from the photo at its full resolution, up to its outline; what it
+shows at a grazing angle fades. Beyond, the nearest colours go on for a while: those of what it shows plainly for long,
+those that it shows at an outline only for a little, since they may be a shadow or a seam. The field has the rest.
 Letters: P points, V vertices, F triangles, T side of the texture, S side of a photo.
 """
 
@@ -23,13 +23,15 @@ Colour = Callable[[np.ndarray], np.ndarray]  # float32 (P, 3) -> (P, 3), sRGB in
 BATCH = 1 << 17  # points of one call of the field
 PART = 2500  # faces that are unwrapped together: xatlas takes more than twice the time for twice the faces
 PADDING = 256  # sides of the texture over the texels between charts
-STEEP, PLAIN = 0.1, 0.4  # cosines of the view angle at which a photo counts not at all and fully
-FEATHER = 0.008  # share of the photo's side over which it fades towards outlines
+STEEP, PLAIN = 0.02, 0.2  # cosines of the view angle at which a photo counts not at all and fully
+MIXED, PURE = 1.5, 4  # px around from which a pixel that is not opaque has its colour, by that power of their alpha
 SURE = 0.9  # weight from which a colour is a photo's
-SPREAD = 0.25  # sizes of the object over which a photo's colours fade into the field's
+FRONT, FIRM = 0.4, 0.008  # cosine from which, and share of its side from outlines at which, a photo shows plainly
+SPREAD = 0.25, 0.04  # sizes of the object over which its colours fade into the field's: those shown plainly, and all
 NEIGHBOURS, MOST = 6, 20_000  # places from which a colour goes on, of so many in all
 CELL = 1 / 160  # sizes of the object, within which it is the same
 OPAQUE = 250  # alpha from which a pixel is the object's alone
+BEYOND = 2  # px beyond its mask to which a photo is trusted
 CLIFF = 8.0  # pixel widths by which neighbouring depths differ at an inner outline
 BEHIND = 0.02  # how far behind what the photo sees a point may lie and still be it
 
@@ -163,21 +165,37 @@ class Eye:
     shot: Shot
     colours: np.ndarray  # float32 (s, s, 3) in [0, 1]
     factor: int  # pixels a side of the photo that are one of `colours`, where it is finer than needed
-    trust: np.ndarray  # float32 (S, S) in [0, 1]
+    shows: np.ndarray  # bool (S, S): the object, or next to it
+    away: np.ndarray  # float32 (S, S), from outlines, in shares of the side
     depth: np.ndarray  # float32 (S, S), of the surface
 
 
 def open_eye(shot: Shot, solid: Solid, footprint: float) -> Eye:
     """The photo made ready for samples that each stand for `footprint` of the surface."""
+    from scipy.ndimage import distance_transform_edt
+
     raster = look_at(shot, solid.vertices, solid.faces, shot.side)
     pixel = 2 * shot.half * shot.viewpoint.distance / shot.side
-    colours = shot.rgba[..., :3].astype(np.float32) / 255
-    weight = (shot.rgba[..., 3:] >= OPAQUE).astype(np.float32)
+    colours, known = unmix(shot.rgba)
     factor = max(1, min(round(footprint / pixel), shot.side))
     with np.errstate(invalid="ignore"):
-        averaged = average(colours * weight, factor) / average(weight, factor)
+        averaged = average(colours * known, factor) / average(known, factor)
     depth = 1 / np.maximum(raster.nearness, 1e-6)
-    return Eye(shot, np.nan_to_num(averaged), factor, find_trust(shot, depth, raster.face >= 0, pixel), depth)
+    shows = distance_transform_edt(shot.rgba[..., 3] < 128) <= BEYOND
+    away = find_outlines(shot, depth, raster.face >= 0, pixel)
+    return Eye(shot, np.nan_to_num(averaged), factor, shows, away, depth)
+
+
+def unmix(rgba: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # uint8 (S, S, 4) -> float32 (S, S, 3), (S, S, 1)
+    """The object's own colours, a little beyond its outline too, and where they are known."""
+    from scipy.ndimage import gaussian_filter
+
+    colours = rgba[..., :3].astype(np.float32) / 255
+    weights = (rgba[..., 3:].astype(np.float32) / 255) ** PURE
+    blur = (MIXED, MIXED, 0)
+    total = gaussian_filter(weights, blur)
+    around = gaussian_filter(colours * weights, blur) / np.maximum(total, 1e-9)
+    return np.where(rgba[..., 3:] >= OPAQUE, colours, around), (total > 1e-6).astype(np.float32)
 
 
 def average(values: np.ndarray, factor: int) -> np.ndarray:  # (S, S, c) -> (s, s, c)
@@ -190,18 +208,18 @@ def average(values: np.ndarray, factor: int) -> np.ndarray:  # (S, S, c) -> (s, 
     return sums / counts[:, None, None] / counts[None, :, None]
 
 
-def find_trust(shot: Shot, depth: np.ndarray, hit: np.ndarray, pixel: float) -> np.ndarray:  # float32 (S, S)
-    """1 inside, falling to 0 towards the outlines: of the mask, of the surface, and where depth leaps."""
+def find_outlines(shot: Shot, depth: np.ndarray, hit: np.ndarray, pixel: float) -> np.ndarray:  # float32 (S, S)
+    """How far each pixel is from outlines, in shares of the side: the mask's, the surface's, and where depth leaps."""
     from scipy.ndimage import distance_transform_edt
 
-    good = (shot.rgba[..., 3] >= OPAQUE) & hit
+    whole = (shot.rgba[..., 3] >= 128) & hit
     for axis in (0, 1):
         leap = np.abs(np.diff(depth, axis=axis)) > CLIFF * pixel
         before, after = ((0, 1), (0, 0)), ((1, 0), (0, 0))
         for side in (before, after):
-            good &= ~np.pad(leap, side if axis == 0 else side[::-1])
-    away = distance_transform_edt(np.pad(good, 1))[1:-1, 1:-1] - 1
-    return smoothstep(away / (FEATHER * shot.side)).astype(np.float32)
+            whole &= ~np.pad(leap, side if axis == 0 else side[::-1])
+    away = distance_transform_edt(np.pad(whole, 1))[1:-1, 1:-1] - 1
+    return (away / shot.side).astype(np.float32)
 
 
 def smoothstep(share: np.ndarray) -> np.ndarray:
@@ -214,59 +232,66 @@ def see(
 ) -> np.ndarray:  # (P, 3), (P, 3) -> float32 (P, 3)
     """The colours at points of the surface."""
     own, shown = np.empty((len(points), 3), np.float32), np.zeros((len(points), 3), np.float32)
-    most = np.zeros((len(points), 1), np.float32)
+    most, firm = np.zeros((len(points), 1), np.float32), np.zeros(len(points), bool)
     for start in range(0, len(points), BATCH):
         part = slice(start, start + BATCH)
         own[part] = colour(points[part].astype(np.float32))
         total, blend = np.zeros((len(own[part]), 1)), np.zeros((len(own[part]), 3))
         for eye in eyes:
-            weight, seen = glance(eye, points[part], normals[part])
+            weight, seen, plain = glance(eye, points[part], normals[part])
             total += weight
             blend += weight * seen
             most[part] = np.maximum(most[part], weight)
+            firm[part] |= plain
         shown[part] = blend / np.maximum(total, 1e-12)
-    return (go_on(points, own, shown, most[:, 0]) * (1 - most) + most * shown).astype(np.float32)
+    beyond = own
+    if (most < 1).any():
+        for sources, spread in zip((firm, most[:, 0] >= SURE), SPREAD, strict=True):
+            beyond = go_on(points, beyond, shown, np.flatnonzero(sources), np.flatnonzero(most < 1), spread)
+    return (beyond * (1 - most) + most * shown).astype(np.float32)
 
 
-def go_on(points: np.ndarray, own: np.ndarray, shown: np.ndarray, most: np.ndarray) -> np.ndarray:
-    """The field's colours, with those of photos continued beyond what they show.
+def go_on(
+    points: np.ndarray, own: np.ndarray, shown: np.ndarray, sources: np.ndarray, rest: np.ndarray, spread: float
+) -> np.ndarray:
+    """The rest's own colours, with those that photos show of the sources continued for a while.
 
-    A place takes its cell's colour, which is that of the nearest places that a photo shows.
+    A place takes its cell's colour, which is that of the nearest sources.
     """
     from scipy.spatial import cKDTree
 
-    sure, rest = np.flatnonzero(most >= SURE), np.flatnonzero(most < 1)
-    if not len(sure) or not len(rest):
+    if not len(sources):
         return own
-    sure = sure[:: -(-len(sure) // MOST)]
+    sources = sources[:: -(-len(sources) // MOST)]
     corner = points.min(0)
     places = np.floor((points[rest] - corner) / CELL).astype(np.int64)
     _, first, which = np.unique(places @ (1 << 40, 1 << 20, 1), return_index=True, return_inverse=True)
     middles = (places[first] + 0.5) * CELL + corner
-    away, found = cKDTree(points[sure]).query(middles, range(1, 1 + min(NEIGHBOURS, len(sure))))
+    away, found = cKDTree(points[sources]).query(middles, range(1, 1 + min(NEIGHBOURS, len(sources))))
     weights = 1 / (away**2 + CELL**2)
-    near = (weights[..., None] * shown[sure[found]]).sum(1) / weights.sum(1)[:, None]
-    share = np.exp(-((away.min(1) / SPREAD) ** 2))[:, None]
+    near = (weights[..., None] * shown[sources[found]]).sum(1) / weights.sum(1)[:, None]
+    share = np.exp(-((away.min(1) / spread) ** 2))[:, None]
     values = own.copy()
     values[rest] += (share[which] * (near[which] - own[rest])).astype(np.float32)
     return values
 
 
-def glance(eye: Eye, points: np.ndarray, normals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How well the photo shows each point, float64 (P, 1), and in what colour, float64 (P, 3)."""
+def glance(eye: Eye, points: np.ndarray, normals: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How well the photo shows each point (P, 1), in what colour (P, 3), and whether plainly, bool (P,)."""
     from scipy.ndimage import map_coordinates
 
     side = eye.shot.side
     seen = project(eye.shot, points)
     place = seen[:, 1::-1].T  # row, column
-    trust = map_coordinates(eye.trust, place - 0.5, order=1, mode="constant")
-    pixel = np.clip(np.floor(place).astype(np.int64), 0, side - 1)
-    visible = seen[:, 2] <= eye.depth[pixel[0], pixel[1]] + BEHIND
+    pixel = tuple(np.clip(np.floor(place).astype(np.int64), 0, side - 1))
+    visible = seen[:, 2] <= eye.depth[pixel] + BEHIND
     towards = unit(np.array(eye.shot.viewpoint.position()) - points)
-    facing = smoothstep(((towards * unit(normals)).sum(1) - STEEP) / (PLAIN - STEEP))
+    cosine = (towards * unit(normals)).sum(1)
+    weight = eye.shows[pixel] * visible * smoothstep((cosine - STEEP) / (PLAIN - STEEP))
     own = place / eye.factor - 0.5
     colours = [map_coordinates(eye.colours[..., k], own, order=1, mode="nearest") for k in range(3)]
-    return (trust * visible * facing)[:, None].astype(np.float64), np.stack(colours, -1).astype(np.float64)
+    firm = (weight >= SURE) & (cosine >= FRONT) & (eye.away[pixel] >= FIRM)
+    return weight[:, None].astype(np.float64), np.stack(colours, -1).astype(np.float64), firm
 
 
 MODES: dict[str, Callable[[Solid, Colour, Sequence[Shot], int], Mesh]] = {

@@ -6,6 +6,7 @@ Letters: P points, C channels of colour.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from ..meshing.cleanup import clean
 from ..meshing.isosurface import choose_level, extract, fill_inside, look_over, raise_rays
 from ..meshing.mesh import Made
 from ..meshing.shot import outline, shot_of
+from ..meshing.silhouette import fit_outline
 from ..meshing.texture import paint
 from ..radiance.field import colour_at, density_at
 from ..settings import LiftSettings, MeshSettings
@@ -63,6 +65,7 @@ def make_mesh(
         smoothing=settings.smoothing,
         watertight=settings.watertight,
     )
+    solid = replace(solid, vertices=fit_outline(solid.vertices, solid.faces, shots[0]))
     watch(Progress("mesh", 3, PARTS, f"painting {len(solid.faces)} faces"))
     painted = paint(solid, colour, shots, mode=settings.texture, size=settings.texture_size)
     watch(Progress("mesh", PARTS, PARTS))
