@@ -257,6 +257,14 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
     assert "unknown key" in refuse(UsageError, set_flags=["\x1b[31mcutout.size=100"])
 
 
+def test_a_single_step_of_a_walk_that_drops_its_first_is_refused(tmp_path: Path) -> None:
+    message = refuse(SettingsError, project_file=write(tmp_path / "p.toml", "[views]\nsteps = 1\n"))
+    assert "drops the first" in message and f"project file {tmp_path}" in message
+    assert "flag --steps" in refuse(UsageError, flags={"views.steps": 1})
+    assert load(flags={"views.steps": 1, "views.sampler": "ddim"}).settings.views.steps == 1
+    assert load(flags={"views.steps": 2}).settings.views.steps == 2
+
+
 @pytest.mark.parametrize("mask", ["alpha", "keep"])
 def test_a_cutter_that_would_never_run_is_refused(tmp_path: Path, mask: str) -> None:
     table = f'[cutout]\ncutter = "u2net"\nmask = "{mask}"\n'
@@ -284,6 +292,7 @@ class LiftSettings:
 class WiderSettings:
     seed: int = knob(0, "where randomness starts", low=0)
     cutout: CutoutSettings = field(default_factory=CutoutSettings)
+    views: settings.ViewsSettings = field(default_factory=settings.ViewsSettings)
     lift: LiftSettings = field(default_factory=LiftSettings)
 
 

@@ -165,7 +165,7 @@ class MeshSettings:
     level: float = knob(0.0, "density at the surface; 0: chosen by the photo's mask", low=0, high=1e6)
     faces: int = knob(10_000, "faces at most; 0 for all", low=0, high=10_000_000)
     keep_components: bool = knob(False, "keep pieces under a hundredth of the largest")
-    smoothing: int = knob(10, "rounds of smoothing that keeps the volume", low=0, high=1000)
+    smoothing: int = knob(60, "rounds of smoothing that keeps the volume", low=0, high=1000)
     watertight: bool = knob(True, "close holes")
     texture: Literal["uv", "vertex", "none"] = knob("uv", "a picture, a colour for each vertex, or neither")
     texture_size: int = knob(1024, "side of the texture, px", low=64, high=8192)
@@ -225,11 +225,22 @@ def check_lift(lift: LiftSettings, origins: Mapping[str, str]) -> None:
 
 def check(settings: Settings, origins: Mapping[str, str]) -> None:
     """Refuses what is right knob by knob and impossible together."""
+
+    def blame(*keys: str) -> tuple[list[str], type[UsageError | SettingsError]]:
+        stated = [origins[key] for key in keys]
+        return stated, UsageError if any(origin.startswith("flag ") for origin in stated) else SettingsError
+
     check_lift(settings.lift, origins)
+    if settings.views.sampler == "ddim-original" and settings.views.steps < 2:
+        stated, error = blame("views.steps", "views.sampler")
+        raise error(
+            f'"views.steps" is {settings.views.steps} ({stated[0]}) and "views.sampler" is "ddim-original" '
+            f"({stated[1]}), which drops the first of its steps",
+            remedy="ask for 2 or more, or for another sampler",
+        )
     cutout = settings.cutout
     if cutout.mask in ("alpha", "keep") and cutout.cutter != "auto":
-        stated = [origins[key] for key in ("cutout.cutter", "cutout.mask")]
-        error = UsageError if any(origin.startswith("flag ") for origin in stated) else SettingsError
+        stated, error = blame("cutout.cutter", "cutout.mask")
         raise error(
             f'"cutout.cutter" is "{cutout.cutter}" ({stated[0]}) and "cutout.mask" is "{cutout.mask}" ({stated[1]}): '
             "the cutter would never run",

@@ -130,9 +130,6 @@ def views(
     }
     loaded = read_settings(preset, set_, knobs)
     settings = loaded.settings
-    if settings.views.sampler == "ddim-original" and settings.views.steps < 2:
-        remedy = "ask for 2 or more, or for another --sampler"
-        raise UsageError("ddim-original drops the first of its steps", where="--steps", remedy=remedy)
     camera = PhotoCamera(settings.views.photo_elevation)
     asks = [
         Ask(

@@ -255,11 +255,11 @@ def raise_rays(density: Density, volume: Volume, shot: Shot, level: float) -> tu
     A ray's densities are all raised alike, so that what stands out on it is what is seen; and not beyond RAISED, since
     where a ray meets next to nothing there is nothing to see.
     """
-    from scipy.ndimage import binary_erosion, map_coordinates
+    from scipy.ndimage import map_coordinates
 
     side = min(RAYS, shot.side)
     alpha = Image.fromarray(shot.rgba[..., 3]).resize((side, side), Image.Resampling.BOX)
-    mask = binary_erosion(np.asarray(alpha) >= 128)
+    mask = np.asarray(alpha) >= 128
     top = np.maximum(march(volume, shot, side).top, 1e-9)
     lacking = mask & (top < level) & (top * RAISED > level)
     if not lacking.any():

@@ -29,6 +29,7 @@ SURE = 0.9  # weight from which a colour is a photo's
 FRONT, FIRM = 0.4, 0.008  # cosine from which, and share of its side from outlines at which, a photo shows plainly
 SPREAD = 0.25, 0.04  # sizes of the object over which its colours fade into the field's: those shown plainly, and all
 NEIGHBOURS, MOST = 6, 20_000  # places from which a colour goes on, of so many in all
+ROUGHLY = 0.3  # by which share others may be nearer
 CELL = 1 / 160  # sizes of the object, within which it is the same
 OPAQUE = 250  # alpha from which a pixel is the object's alone
 BEYOND = 2  # px beyond its mask to which a photo is trusted
@@ -267,9 +268,11 @@ def go_on(
     places = np.floor((points[rest] - corner) / CELL).astype(np.int64)
     _, first, which = np.unique(places @ (1 << 40, 1 << 20, 1), return_index=True, return_inverse=True)
     middles = (places[first] + 0.5) * CELL + corner
-    away, found = cKDTree(points[sources]).query(middles, range(1, 1 + min(NEIGHBOURS, len(sources))))
-    weights = 1 / (away**2 + CELL**2)
-    near = (weights[..., None] * shown[sources[found]]).sum(1) / weights.sum(1)[:, None]
+    few = range(1, 1 + min(NEIGHBOURS, len(sources)))
+    away, found = cKDTree(points[sources]).query(middles, few, eps=ROUGHLY, distance_upper_bound=3 * spread)
+    weights = 1 / (away**2 + CELL**2)  # 0 for what is farther
+    colours = shown[sources[np.minimum(found, len(sources) - 1)]]
+    near = (weights[..., None] * colours).sum(1) / np.maximum(weights.sum(1)[:, None], 1e-12)
     share = np.exp(-((away.min(1) / spread) ** 2))[:, None]
     values = own.copy()
     values[rest] += (share[which] * (near[which] - own[rest])).astype(np.float32)
