@@ -180,9 +180,9 @@ def test_photo_is_not_smeared_on_what_it_does_not_see() -> None:
     # The small ball's shadow on the large one reaches to about 0.1 / (1.85 - 0.75) of the view.
     x = np.array([0.0, 0.05, 0.1, 0.12, 0.19, 0.22])
     places = np.stack([x, np.zeros(6), np.sqrt(0.35**2 - x**2)], -1)
-    weights = glance(eye, places, unit(places))[0][:, 0]
+    weights = glance(eye, places, unit(places)).weight[:, 0]
     assert weights[:4].max() < 1e-6 and weights[4:].min() > 0.9
-    assert glance(eye, np.array([[0, 0, 0.85]]), np.array([[0, 0, 1.0]]))[0][0, 0] == pytest.approx(1)
+    assert glance(eye, np.array([[0, 0, 0.85]]), np.array([[0, 0, 1.0]])).weight[0, 0] == pytest.approx(1)
 
 
 def test_what_the_mask_leaves_out_is_not_taken() -> None:
@@ -191,8 +191,8 @@ def test_what_the_mask_leaves_out_is_not_taken() -> None:
     shot.rgba[:, 128:, 3] = 0  # the right half is not the object's
     eye = open_eye(shot, ball(), 0.005)
     places = 0.4 * unit(np.array([[-0.15, 0, 1], [0.15, 0, 1], [0.064, 0, 1]]))  # the last one near its edge
-    weights, _, firm = glance(eye, places, unit(places))
-    assert weights[:, 0] == pytest.approx([1, 0, 1]) and firm.tolist() == [True, False, False]
+    seen = glance(eye, places, unit(places))
+    assert seen.weight[:, 0] == pytest.approx([1, 0, 1]) and seen.plain.tolist() == [True, False, False]
 
 
 def test_mixed_pixels_have_the_colour_of_the_objects_own() -> None:
@@ -248,6 +248,17 @@ def test_of_two_photos_each_gives_its_side() -> None:
     places = np.array([[0, 0, 0.4], [0, 0, -0.4], [0.4, 0, 0]])
     values = see(places, unit(places), grey, eyes)
     assert np.allclose(values, [[1, 0, 0], [0, 0, 1], [0.5, 0.5, 0.5]], atol=5e-3)
+
+
+def test_where_two_photos_show_the_same_the_better_one_counts_most() -> None:
+    """From the front and from the right: each has its own side, and between them they share."""
+    front, right = checker_shot(), checker_shot(azimuth_deg=90)
+    front.rgba[..., :3], right.rgba[..., :3] = (255, 0, 0), (0, 0, 255)
+    eyes = [open_eye(shot, ball(), 0.005) for shot in (front, right)]
+    angle = np.radians([20, 45, 70])
+    places = 0.4 * np.stack([np.sin(angle), np.zeros(3), np.cos(angle)], -1)
+    values = see(places, unit(places), grey, eyes)
+    assert values[:, 0] == pytest.approx([1, 0.5, 0], abs=0.02) and values[:, 2] == pytest.approx([0, 0.5, 1], abs=0.02)
 
 
 def test_a_photo_finer_than_the_texture_is_averaged() -> None:

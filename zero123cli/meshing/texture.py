@@ -24,6 +24,7 @@ BATCH = 1 << 17  # points of one call of the field
 PART = 2500  # faces that are unwrapped together: xatlas takes more than twice the time for twice the faces
 PADDING = 256  # sides of the texture over the texels between charts
 STEEP, PLAIN = 0.02, 0.2  # cosines of the view angle at which a photo counts not at all and fully
+RATHER = 4  # power of the cosine by which one photo is preferred to another
 MIXED, PURE = 1.5, 4  # px around from which a pixel that is not opaque has its colour, by that power of their alpha
 SURE = 0.9  # weight from which a colour is a photo's
 FRONT, FIRM = 0.4, 0.008  # cosine from which, and share of its side from outlines at which, a photo shows plainly
@@ -239,12 +240,12 @@ def see(
         own[part] = colour(points[part].astype(np.float32))
         total, blend = np.zeros((len(own[part]), 1)), np.zeros((len(own[part]), 3))
         for eye in eyes:
-            weight, seen, plain = glance(eye, points[part], normals[part])
-            total += weight
-            blend += weight * seen
-            most[part] = np.maximum(most[part], weight)
-            firm[part] |= plain
-        shown[part] = blend / np.maximum(total, 1e-12)
+            seen = glance(eye, points[part], normals[part])
+            total += seen.liking
+            blend += seen.liking * seen.colours
+            most[part] = np.maximum(most[part], seen.weight)
+            firm[part] |= seen.plain
+        shown[part] = blend / np.maximum(total, 1e-30)
     beyond = own
     if (most < 1).any():
         for sources, spread in zip((firm, most[:, 0] >= SURE), SPREAD, strict=True):
@@ -279,8 +280,17 @@ def go_on(
     return values
 
 
-def glance(eye: Eye, points: np.ndarray, normals: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How well the photo shows each point (P, 1), in what colour (P, 3), and whether plainly, bool (P,)."""
+@dataclass(frozen=True)
+class Glance:
+    """What a photo says of points of the surface."""
+
+    weight: np.ndarray  # float64 (P, 1): how much it is to be believed, in [0, 1]
+    liking: np.ndarray  # float64 (P, 1): how much rather than another photo
+    colours: np.ndarray  # float64 (P, 3)
+    plain: np.ndarray  # bool (P,): from the front, and away from outlines
+
+
+def glance(eye: Eye, points: np.ndarray, normals: np.ndarray) -> Glance:
     from scipy.ndimage import map_coordinates
 
     side = eye.shot.side
@@ -293,8 +303,9 @@ def glance(eye: Eye, points: np.ndarray, normals: np.ndarray) -> tuple[np.ndarra
     weight = eye.shows[pixel] * visible * smoothstep((cosine - STEEP) / (PLAIN - STEEP))
     own = place / eye.factor - 0.5
     colours = [map_coordinates(eye.colours[..., k], own, order=1, mode="nearest") for k in range(3)]
-    firm = (weight >= SURE) & (cosine >= FRONT) & (eye.away[pixel] >= FIRM)
-    return weight[:, None].astype(np.float64), np.stack(colours, -1).astype(np.float64), firm
+    plain = (weight >= SURE) & (cosine >= FRONT) & (eye.away[pixel] >= FIRM)
+    liking = weight * np.maximum(cosine, 0) ** RATHER
+    return Glance(weight[:, None], liking[:, None], np.stack(colours, -1).astype(np.float64), plain)
 
 
 MODES: dict[str, Callable[[Solid, Colour, Sequence[Shot], int], Mesh]] = {
