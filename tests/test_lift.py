@@ -24,7 +24,7 @@ from zero123cli.diffusion.viewmodel import Description, ViewModel, look_from
 from zero123cli.diffusion.volume import Framing, Volume, VolumeDescription, volume_grid
 from zero123cli.errors import DivergedError, OutOfMemoryError
 from zero123cli.evaluation.oracle import Oracle
-from zero123cli.meshing.shot import project, shot_of
+from zero123cli.meshing.shot import look_at, project, shot_of
 from zero123cli.radiance.field import density_at
 from zero123cli.scenes.surface import Material, Surface
 from zero123cli.settings import LiftSettings, MeshSettings
@@ -112,6 +112,24 @@ def test_a_mesh_keeps_to_the_photos_outline(ball: Oracle) -> None:
         right.append(project(shot, mesh.vertices)[:, 0].max() / side)
     assert right[0] > 0.75
     assert right[1] < 0.625 + 0.03
+
+
+def test_a_mesh_reaches_to_the_photos_outline(ball: Oracle) -> None:
+    """Where the field ends before it: here the mask is of a somewhat larger disc."""
+    whole = photo_of(ball)
+    settings = replace(TINY, steps=60, size=(24,), photo_size=(24,), batch=(4,), start="blob", guidance=(0.3,))
+    artifact = lift([whole], ball, settings, 0, silent)
+    rgba = np.kron(whole.cutout.rgba, np.ones((8, 8, 1), np.uint8))
+    side = len(rgba)
+    radius = 1.06 * np.sqrt((rgba[..., 3] >= 128).sum() / np.pi)
+    row, column = np.indices((side, side)) - (side - 1) / 2
+    mask = np.hypot(row, column) < radius
+    rgba[..., 3] = mask * 255
+    large = replace(whole, cutout=replace(whole.cutout, rgba=rgba))
+    mesh = make_mesh(artifact, [large], MeshSettings(resolution=128, faces=2000, texture="none"), settings, silent)
+    shot = shot_of(rgba, 0.0, whole.views.photo_elevation_deg, settings.distance, settings.fov_deg)
+    covered = look_at(shot, mesh.vertices, mesh.faces, side).face >= 0
+    assert (mask & covered).sum() / (mask | covered).sum() > 0.99
 
 
 def test_a_second_photo_says_what_the_first_cannot(ball: Oracle) -> None:

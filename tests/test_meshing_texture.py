@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import trimesh
-from scipy.ndimage import binary_erosion
+from scipy.ndimage import binary_erosion, gaussian_filter
 
 from zero123cli.cameras import Viewpoint
 from zero123cli.meshing.cleanup import Solid
 from zero123cli.meshing.mesh import Mesh, sample_texture, unit, vertex_normals, weld
 from zero123cli.meshing.shot import Shot, look_at, rasterise
-from zero123cli.meshing.texture import MODES, average, glance, open_eye, paint, see, split, unmix, unwrap
+from zero123cli.meshing.texture import MODES, ask, average, glance, open_eye, paint, see, split, unmix, unwrap
 
 SIZE = 128
 
@@ -164,7 +164,7 @@ def test_photo_fades_without_a_seam() -> None:
     solid = ball(4)
     angle = np.radians(np.linspace(0, 180, 721))
     line = 0.4 * np.stack([np.sin(angle), np.zeros_like(angle), np.cos(angle)], -1)
-    values = see(line, unit(line), grey, [open_eye(shot, solid, 0.005)])[:, 0]
+    values = see(line, unit(line), grey(line), [open_eye(shot, solid, 0.005)])[:, 0]
     assert values[0] == pytest.approx(1) and values[-1] == pytest.approx(0.5, abs=2e-3)
     assert np.abs(np.diff(values)).max() < 0.03 and np.diff(values).max() < 3e-3
 
@@ -211,6 +211,46 @@ def test_soft_pixels_among_their_like_keep_their_colour() -> None:
     assert np.allclose(colours * 255, (40, 80, 120), atol=0.1) and known.all()
 
 
+def test_detail_survives_where_alpha_is_nearly_full() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3))
+    rgba = np.concatenate([noise, np.full((16, 16, 1), 240)], -1).astype(np.uint8)
+    assert np.abs(unmix(rgba)[0] * 255 - noise).mean() < 4
+
+
+def test_what_lies_beside_a_nearer_part_does_not_take_its_colours() -> None:
+    """A black plate before a white one, and a photo that is blurred at its edge."""
+    near, far = trimesh.creation.box((0.3, 0.3, 0.05)), trimesh.creation.box((0.8, 0.8, 0.05))
+    near.apply_translation((0, 0, 0.3))
+    places = np.concatenate([near.vertices, far.vertices])
+    solid = Solid(places, np.concatenate([near.faces, far.faces + len(near.vertices)]))
+    shot = checker_shot(512, half=0.4)
+    black = look_at(shot, np.asarray(near.vertices), np.asarray(near.faces), 512).face >= 0
+    shot.rgba[..., :3] = gaussian_filter(np.where(black, 0.0, 255.0), 0.5)[..., None]
+    eye = open_eye(shot, solid, 0.001)
+    x = np.linspace(0.15, 0.39, 300)
+    seen = glance(eye, np.stack([x, 0 * x, 0 * x + 0.025], -1), np.tile([0, 0, 1.0], (300, 1)))
+    taken = seen.weight[:, 0] > 0.5
+    assert taken.sum() > 150 and seen.colours[taken].min() > 0.9
+    front = glance(eye, np.array([[0.14, 0, 0.325]]), np.array([[0, 0, 1.0]]))
+    assert front.weight[0, 0] == 1 and front.colours[0, 0] < 0.1  # the nearer one keeps its own up to its edge
+
+
+def test_a_fine_photo_leaves_no_fringe_on_a_coarse_surface() -> None:
+    """White on white, cut out of black: nothing dark at the rim, however many pixels a sample stands for."""
+    solid = ball(3)
+    shot = checker_shot(1024)
+    mask = look_at(shot, solid.vertices, solid.faces, 1024).face >= 0
+    shot.rgba[mask, :3], shot.rgba[~mask] = 255, 0
+    mesh = paint(solid, lambda points: np.ones((len(points), 3), np.float32), [shot], mode="vertex")
+    assert mesh.colours.min() > 250
+
+
+def test_beyond_its_frame_a_photo_shows_nothing() -> None:
+    shot = checker_shot(half=0.15)
+    places = 0.4 * unit(np.array([[0, 0, 1], [1, 0, 1.0]]))
+    assert glance(open_eye(shot, ball(), 0.005), places, unit(places)).weight[:, 0] == pytest.approx([1, 0])
+
+
 def test_what_is_at_the_rim_alone_goes_on_for_a_little_only() -> None:
     """A black ring where a white ball ends: behind it there is some black, then white again, then the field's grey."""
     shot, solid = checker_shot(), ball(4)
@@ -220,7 +260,7 @@ def test_what_is_at_the_rim_alone_goes_on_for_a_little_only() -> None:
     shot.rgba[mask & ~binary_erosion(mask, iterations=3), :3] = 0
     angle = np.radians(np.arange(0, 181))
     line = 0.4 * np.stack([np.sin(angle), np.zeros_like(angle), np.cos(angle)], -1)
-    values = see(line, unit(line), grey, [open_eye(shot, solid, 0.005)])[:, 0]
+    values = see(line, unit(line), grey(line), [open_eye(shot, solid, 0.005)])[:, 0]
     assert np.allclose(values[:60], 1) and values[66:70].max() < 0.1  # seen at an angle of up to 77 degrees
     assert values[76:86].min() > 0.7 and values[180] == pytest.approx(0.5, abs=0.01)
 
@@ -232,7 +272,7 @@ def test_colours_go_on_beyond_what_the_photo_shows_and_fade_into_the_fields() ->
     solid = ball(4)
     angle = np.radians(np.linspace(-179, 179, 359))
     line = 0.4 * np.stack([np.sin(angle), np.zeros_like(angle), np.cos(angle)], -1)
-    values = see(line, unit(line), grey, [open_eye(shot, solid, 0.005)])
+    values = see(line, unit(line), grey(line), [open_eye(shot, solid, 0.005)])
     hidden = np.abs(angle) > np.radians(90)
     near, far = hidden & (np.abs(angle) < np.radians(95)), hidden & (np.abs(angle) > np.radians(150))
     for side, main in ((angle < 0, 0), (angle > 0, 2)):
@@ -246,7 +286,7 @@ def test_of_two_photos_each_gives_its_side() -> None:
     solid = ball()
     eyes = [open_eye(shot, solid, 0.005) for shot in (front, back)]
     places = np.array([[0, 0, 0.4], [0, 0, -0.4], [0.4, 0, 0]])
-    values = see(places, unit(places), grey, eyes)
+    values = see(places, unit(places), grey(places), eyes)
     assert np.allclose(values, [[1, 0, 0], [0, 0, 1], [0.5, 0.5, 0.5]], atol=5e-3)
 
 
@@ -257,7 +297,7 @@ def test_where_two_photos_show_the_same_the_better_one_counts_most() -> None:
     eyes = [open_eye(shot, ball(), 0.005) for shot in (front, right)]
     angle = np.radians([20, 45, 70])
     places = 0.4 * np.stack([np.sin(angle), np.zeros(3), np.cos(angle)], -1)
-    values = see(places, unit(places), grey, eyes)
+    values = see(places, unit(places), grey(places), eyes)
     assert values[:, 0] == pytest.approx([1, 0.5, 0], abs=0.02) and values[:, 2] == pytest.approx([0, 0.5, 1], abs=0.02)
 
 
@@ -288,7 +328,6 @@ def test_field_is_asked_in_blocks() -> None:
         asked.append((len(points), points.dtype))
         return grey(points)
 
-    places = np.zeros((300_000, 3))
-    see(places, places + 1, colour, [])
+    ask(colour, np.zeros((300_000, 3)))
     assert len(asked) == 3 and max(count for count, _ in asked) <= 1 << 17
     assert {kind for _, kind in asked} == {np.dtype(np.float32)}

@@ -596,7 +596,9 @@ def load(
         _set_layer(set_flags),
         _flag_layer(flags),
     ]
-    return _settle(layers, knobs, name)
+    loaded = _settle(layers, knobs, name)
+    check(loaded.settings, loaded.origins)
+    return loaded
 
 
 def reload(
@@ -606,7 +608,7 @@ def reload(
     flags: Mapping[str, object],
     set_flags: Sequence[str],
 ) -> Loaded:
-    """The settings of an earlier call, with what this one states instead."""
+    """The settings of an earlier call, with what this one states instead. They have been checked together then."""
     stated = {key: value for key, (value, _) in recorded.items()}
     origins = {key: origin for key, (_, origin) in recorded.items()}
     knobs = {row.key: row for row in describe(Settings)}
@@ -624,6 +626,4 @@ def _settle(layers: Sequence[_Layer], knobs: Mapping[str, Knob], preset: str) ->
                 continue  # an empty table states nothing
             values[key] = _take(layer, knobs, key)
             origins[key] = layer.origins[key]
-    settings = _fill(Settings, values)
-    check(settings, origins)
-    return Loaded(settings, origins, preset)
+    return Loaded(_fill(Settings, values), origins, preset)

@@ -268,7 +268,7 @@ def raise_rays(density: Density, volume: Volume, shot: Shot, level: float) -> tu
 
     def factor(points: np.ndarray) -> np.ndarray:
         places = project(shot, points, side)[:, 1::-1].T - 0.5
-        values: np.ndarray = map_coordinates(factors, places, order=1, mode="nearest")
+        values: np.ndarray = map_coordinates(factors, places, order=1, cval=1.0)
         return values
 
     def raised(points: np.ndarray) -> np.ndarray:

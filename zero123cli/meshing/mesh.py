@@ -30,7 +30,6 @@ class Made(Mesh):
 
     level: float  # the density at its surface
     margin: float  # the factor by which that may be off
-    agreement: float  # IoU of its outline with the photo's mask
     dropped: int  # components
     closed: int  # holes
 

@@ -73,7 +73,7 @@ def outline(shot: Shot) -> Callable[[np.ndarray], np.ndarray]:  # float (P, 3) -
 
     def measure(points: np.ndarray) -> np.ndarray:
         seen = project(shot, points)
-        found: np.ndarray = map_coordinates(inside, seen[:, 1::-1].T + 0.5, order=1, mode="nearest")
+        found: np.ndarray = map_coordinates(inside, seen[:, 1::-1].T + 0.5, order=1, cval=-shot.side)
         return found * pixel * seen[:, 2]
 
     return measure

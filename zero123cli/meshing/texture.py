@@ -34,7 +34,8 @@ ROUGHLY = 0.3  # by which share others may be nearer
 CELL = 1 / 160  # sizes of the object, within which it is the same
 OPAQUE = 250  # alpha from which a pixel is the object's alone
 BEYOND = 2  # px beyond its mask to which a photo is trusted
-CLIFF = 8.0  # pixel widths by which neighbouring depths differ at an inner outline
+CLIFF = 16.0  # pixel widths by which neighbouring depths differ at an inner outline
+VEIL = 1  # px beside a nearer part over which its colours may have run into those of what is behind
 BEHIND = 0.02  # how far behind what the photo sees a point may lie and still be it
 
 
@@ -54,26 +55,27 @@ def paint(
     *,
     mode: str = "uv",
     size: int = 1024,  # T
+    known: np.ndarray | None = None,  # (V, 3): where the field has the vertices, if they have been moved since
 ) -> Mesh:
     """The surface in colour, by one of MODES."""
-    return MODES[mode](solid, colour, shots, size)
+    return MODES[mode](solid, colour, shots, size, solid.vertices if known is None else known)
 
 
-def paint_nothing(solid: Solid, colour: Colour, shots: Sequence[Shot], size: int) -> Mesh:
+def paint_nothing(solid: Solid, colour: Colour, shots: Sequence[Shot], size: int, known: np.ndarray) -> Mesh:
     normals = vertex_normals(solid.vertices, solid.faces)
     return assemble(solid, normals, np.arange(len(normals)), solid.faces)
 
 
-def paint_vertices(solid: Solid, colour: Colour, shots: Sequence[Shot], size: int) -> Mesh:
+def paint_vertices(solid: Solid, colour: Colour, shots: Sequence[Shot], size: int, known: np.ndarray) -> Mesh:
     """A colour for each vertex, from photos averaged over what lies between vertices."""
     normals = vertex_normals(solid.vertices, solid.faces)
     areas = measure_areas(solid.vertices, solid.faces)
     eyes = [open_eye(shot, solid, float(np.sqrt(2 * areas.mean()))) for shot in shots]
-    values = see(solid.vertices, normals, colour, eyes)
+    values = see(solid.vertices, normals, ask(colour, known), eyes)
     return assemble(solid, normals, np.arange(len(normals)), solid.faces, colours=to_bytes(values))
 
 
-def paint_texture(solid: Solid, colour: Colour, shots: Sequence[Shot], size: int) -> Mesh:
+def paint_texture(solid: Solid, colour: Colour, shots: Sequence[Shot], size: int, known: np.ndarray) -> Mesh:
     """A texture of `size` px a side; what lies between charts is filled with the nearest colour."""
     from scipy.ndimage import distance_transform_edt
 
@@ -87,9 +89,8 @@ def paint_texture(solid: Solid, colour: Colour, shots: Sequence[Shot], size: int
     texel = np.sqrt(measure_areas(solid.vertices, solid.faces).sum() / max(1, np.count_nonzero(covered)))
     eyes = [open_eye(shot, solid, float(texel)) for shot in shots]
     texture = np.full((size, size, 3), 128, np.uint8)
-    texture[covered] = to_bytes(
-        see(mix(weights, solid.vertices[corners]), mix(weights, normals[corners]), colour, eyes)
-    )
+    own = ask(colour, mix(weights, known[corners]))
+    texture[covered] = to_bytes(see(mix(weights, solid.vertices[corners]), mix(weights, normals[corners]), own, eyes))
     if covered.any():
         rows, columns = distance_transform_edt(~covered, return_distances=False, return_indices=True)
         texture = texture[rows, columns]
@@ -169,12 +170,12 @@ class Eye:
     factor: int  # pixels a side of the photo that are one of `colours`, where it is finer than needed
     shows: np.ndarray  # bool (S, S): the object, or next to it
     away: np.ndarray  # float32 (S, S), from outlines, in shares of the side
-    depth: np.ndarray  # float32 (S, S), of the surface
+    depth: np.ndarray  # float32 (S, S) to which it sees the surface, and not what lies just beside a nearer part
 
 
 def open_eye(shot: Shot, solid: Solid, footprint: float) -> Eye:
     """The photo made ready for samples that each stand for `footprint` of the surface."""
-    from scipy.ndimage import distance_transform_edt
+    from scipy.ndimage import distance_transform_edt, minimum_filter
 
     raster = look_at(shot, solid.vertices, solid.faces, shot.side)
     pixel = 2 * shot.half * shot.viewpoint.distance / shot.side
@@ -182,10 +183,15 @@ def open_eye(shot: Shot, solid: Solid, footprint: float) -> Eye:
     factor = max(1, min(round(footprint / pixel), shot.side))
     with np.errstate(invalid="ignore"):
         averaged = average(colours * known, factor) / average(known, factor)
+    blank = ~np.isfinite(averaged[..., 0])
+    if not blank.all():  # tiles without the object have the nearest one's colour
+        averaged = averaged[tuple(distance_transform_edt(blank, return_distances=False, return_indices=True))]
     depth = 1 / np.maximum(raster.nearness, 1e-6)
+    reach = VEIL + factor // 2
+    veil = minimum_filter(depth, 2 * reach + 1) + CLIFF * reach * pixel
     shows = distance_transform_edt(shot.rgba[..., 3] < 128) <= BEYOND
     away = find_outlines(shot, depth, raster.face >= 0, pixel)
-    return Eye(shot, np.nan_to_num(averaged), factor, shows, away, depth)
+    return Eye(shot, np.nan_to_num(averaged), factor, shows, away, np.minimum(depth + BEHIND, veil))
 
 
 def unmix(rgba: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # uint8 (S, S, 4) -> float32 (S, S, 3), (S, S, 1)
@@ -197,7 +203,8 @@ def unmix(rgba: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # uint8 (S, S, 4)
     blur = (MIXED, MIXED, 0)
     total = gaussian_filter(weights, blur)
     around = gaussian_filter(colours * weights, blur) / np.maximum(total, 1e-9)
-    return np.where(rgba[..., 3:] >= OPAQUE, colours, around), (total > 1e-6).astype(np.float32)
+    share = smoothstep((rgba[..., 3:] - np.float32(128)) / (OPAQUE - 128))
+    return share * colours + (1 - share) * around, (total > 1e-6).astype(np.float32)
 
 
 def average(values: np.ndarray, factor: int) -> np.ndarray:  # (S, S, c) -> (s, s, c)
@@ -229,15 +236,22 @@ def smoothstep(share: np.ndarray) -> np.ndarray:
     return share * share * (3 - 2 * share)
 
 
+def ask(colour: Colour, points: np.ndarray) -> np.ndarray:  # (P, 3) -> float32 (P, 3)
+    """The field's colours, a batch at a time."""
+    own = np.empty((len(points), 3), np.float32)
+    for start in range(0, len(points), BATCH):
+        own[start : start + BATCH] = colour(points[start : start + BATCH].astype(np.float32))
+    return own
+
+
 def see(
-    points: np.ndarray, normals: np.ndarray, colour: Colour, eyes: Sequence[Eye]
-) -> np.ndarray:  # (P, 3), (P, 3) -> float32 (P, 3)
-    """The colours at points of the surface."""
-    own, shown = np.empty((len(points), 3), np.float32), np.zeros((len(points), 3), np.float32)
+    points: np.ndarray, normals: np.ndarray, own: np.ndarray, eyes: Sequence[Eye]
+) -> np.ndarray:  # (P, 3), all -> float32 (P, 3)
+    """The colours at points of the surface, the field's own given."""
+    shown = np.zeros((len(points), 3), np.float32)
     most, firm = np.zeros((len(points), 1), np.float32), np.zeros(len(points), bool)
     for start in range(0, len(points), BATCH):
         part = slice(start, start + BATCH)
-        own[part] = colour(points[part].astype(np.float32))
         total, blend = np.zeros((len(own[part]), 1)), np.zeros((len(own[part]), 3))
         for eye in eyes:
             seen = glance(eye, points[part], normals[part])
@@ -297,18 +311,18 @@ def glance(eye: Eye, points: np.ndarray, normals: np.ndarray) -> Glance:
     seen = project(eye.shot, points)
     place = seen[:, 1::-1].T  # row, column
     pixel = tuple(np.clip(np.floor(place).astype(np.int64), 0, side - 1))
-    visible = seen[:, 2] <= eye.depth[pixel] + BEHIND
+    visible = ((place >= 0) & (place < side)).all(0) & (seen[:, 2] <= eye.depth[pixel])
     towards = unit(np.array(eye.shot.viewpoint.position()) - points)
     cosine = (towards * unit(normals)).sum(1)
     weight = eye.shows[pixel] * visible * smoothstep((cosine - STEEP) / (PLAIN - STEEP))
     own = place / eye.factor - 0.5
     colours = [map_coordinates(eye.colours[..., k], own, order=1, mode="nearest") for k in range(3)]
     plain = (weight >= SURE) & (cosine >= FRONT) & (eye.away[pixel] >= FIRM)
-    liking = weight * np.maximum(cosine, 0) ** RATHER
+    liking = weight * np.maximum(cosine, 0) ** RATHER * (1e-3 + smoothstep(eye.away[pixel] / FIRM))
     return Glance(weight[:, None], liking[:, None], np.stack(colours, -1).astype(np.float64), plain)
 
 
-MODES: dict[str, Callable[[Solid, Colour, Sequence[Shot], int], Mesh]] = {
+MODES: dict[str, Callable[[Solid, Colour, Sequence[Shot], int, np.ndarray], Mesh]] = {
     "none": paint_nothing,
     "vertex": paint_vertices,
     "uv": paint_texture,

@@ -1,4 +1,4 @@
-"""Stage 4, field -> mesh: the surface where the photo says it is, mended, thinned out and painted.
+"""Stage 4, field -> mesh: the surface where the photo says it is, mended, thinned out, fitted to its outline, painted.
 
 Letters: P points, C channels of colour.
 """
@@ -23,7 +23,7 @@ from ..settings import LiftSettings, MeshSettings
 from ..watch import Progress, Watch
 from .lift import Reference, as_colours, to_field
 
-PARTS = 4
+PARTS = 5
 
 
 def make_mesh(
@@ -65,15 +65,15 @@ def make_mesh(
         smoothing=settings.smoothing,
         watertight=settings.watertight,
     )
-    solid = replace(solid, vertices=fit_outline(solid.vertices, solid.faces, shots[0]))
-    watch(Progress("mesh", 3, PARTS, f"painting {len(solid.faces)} faces"))
-    painted = paint(solid, colour, shots, mode=settings.texture, size=settings.texture_size)
+    watch(Progress("mesh", 3, PARTS, f"fitting the outline of {len(solid.faces)} faces"))
+    fitted = replace(solid, vertices=fit_outline(solid.vertices, solid.faces, shots[0]))
+    watch(Progress("mesh", 4, PARTS, f"painting {len(solid.faces)} faces"))
+    painted = paint(fitted, colour, shots, mode=settings.texture, size=settings.texture_size, known=solid.vertices)
     watch(Progress("mesh", PARTS, PARTS))
     return Made(
         **vars(painted),
         level=level,
         margin=chosen.margin,
-        agreement=chosen.agreement,
         dropped=solid.dropped,
         closed=solid.closed,
     )
