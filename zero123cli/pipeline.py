@@ -30,7 +30,7 @@ CUTOUT = Stage("cutout", 2, Cutout)
 VIEWS = Stage("views", 2, Views)
 VIEW = Stage("view", 1, View)
 FIELD = Stage("lift", 1, Field)
-MESH = Stage("mesh", 5, Made)
+MESH = Stage("mesh", 6, Made)
 
 
 def cutout(photo: Photo, settings: CutoutSettings, cutter: Cutter, cache: Cache, watch: Watch) -> Kept[Cutout]:

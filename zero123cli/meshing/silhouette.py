@@ -15,9 +15,9 @@ import numpy as np
 from .isosurface import overlap
 from .shot import Raster, Shot, look_at, look_axes, project
 
-ROUNDS = 5
-ENOUGH = 5e-4  # of overlap, that a round has to bring for another
-PULL = 2.0  # of a pixel of the outline, against an edge of the mesh
+ROUNDS = 8
+ENOUGH = 2e-4  # of overlap, that a round has to bring for another
+PULL = 5.0  # of a pixel of the outline, against an edge of the mesh
 REST = 1e-4  # of a vertex to where it was
 FAR = 0.04  # share of the picture's side beyond which an outline's parts are not each other's
 SOFT = 1.5  # px, of the blur that tells which way an outline faces
