@@ -7,8 +7,10 @@ import pytest
 import trimesh
 
 from zero123cli.cameras import Viewpoint
+from zero123cli.meshing.cleanup import join
+from zero123cli.meshing.isosurface import overlap
 from zero123cli.meshing.shot import Shot, look_at, look_axes
-from zero123cli.meshing.silhouette import fit_outline, join, keep_upright, match, trace, turns_over
+from zero123cli.meshing.silhouette import fit_outline, keep_upright, match, trace, turns_over
 
 SIDE = 192
 
@@ -30,10 +32,6 @@ def shot_from(viewpoint: Viewpoint, half: float = 0.3, middle: tuple[float, floa
 
 def covers(shot: Shot, vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     return look_at(shot, vertices, faces, SIDE).face >= 0
-
-
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    return float((a & b).sum() / (a | b).sum())
 
 
 @pytest.mark.parametrize("shot", [
@@ -142,10 +140,10 @@ def test_two_pieces_that_cannot_become_one_are_not_turned_over() -> None:
 def test_a_move_that_turns_faces_over_is_softened() -> None:
     vertices, faces = ball()
     joined = join(faces, len(vertices))
-    after = vertices.copy()
-    after[700] += 0.5 * np.cross(vertices[700], (0, 1, 0))  # sideways, beyond its neighbours
-    assert turns_over(vertices, after, faces).any()
-    kept = keep_upright(vertices, vertices, after, faces, joined)
+    moved = np.zeros_like(vertices)
+    moved[700] = 0.5 * np.cross(vertices[700], (0, 1, 0))  # sideways, beyond its neighbours
+    assert turns_over(vertices, vertices + moved, faces).any()
+    kept = keep_upright(vertices, vertices, moved, faces, joined)
     assert not turns_over(vertices, kept, faces).any()
-    gentle = vertices + 0.001
-    assert np.allclose(keep_upright(vertices, vertices, gentle, faces, joined), gentle, atol=1e-15)
+    gentle = np.full_like(vertices, 0.001)
+    assert np.allclose(keep_upright(vertices, vertices, gentle, faces, joined), vertices + gentle, atol=1e-15)

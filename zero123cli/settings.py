@@ -203,6 +203,11 @@ class Settings:
     train: TrainSettings = field(default_factory=TrainSettings)
 
 
+def blame(*origins: str) -> type[UsageError | SettingsError]:
+    """The error for what was stated there: a wrong call when a flag had a part in it."""
+    return UsageError if any(origin.startswith("flag ") for origin in origins) else SettingsError
+
+
 def check_lift(lift: LiftSettings, origins: Mapping[str, str]) -> None:
     """Every tuple is a schedule, and one that is asked for something sensible at every step."""
     limits = {"low_noise": (0, 1), "high_noise": (0, 1), "size": (4, 1024), "photo_size": (4, 1024), "batch": (1, 64)}
@@ -219,29 +224,23 @@ def check_lift(lift: LiftSettings, origins: Mapping[str, str]) -> None:
         elif not all(low <= part <= high for part in (value if len(value) == 1 else value[1::2])):
             fault = f"values from {low:g} to {high:g}"
         if fault:
-            error = UsageError if origins[key].startswith("flag ") else SettingsError
-            raise error(f'"{key}" is {list(value)} ({origins[key]}), expected {fault}')
+            raise blame(origins[key])(f'"{key}" is {list(value)} ({origins[key]}), expected {fault}')
 
 
 def check(settings: Settings, origins: Mapping[str, str]) -> None:
     """Refuses what is right knob by knob and impossible together."""
-
-    def blame(*keys: str) -> tuple[list[str], type[UsageError | SettingsError]]:
-        stated = [origins[key] for key in keys]
-        return stated, UsageError if any(origin.startswith("flag ") for origin in stated) else SettingsError
-
     check_lift(settings.lift, origins)
     if settings.views.sampler == "ddim-original" and settings.views.steps < 2:
-        stated, error = blame("views.steps", "views.sampler")
-        raise error(
+        stated = [origins[key] for key in ("views.steps", "views.sampler")]
+        raise blame(*stated)(
             f'"views.steps" is {settings.views.steps} ({stated[0]}) and "views.sampler" is "ddim-original" '
             f"({stated[1]}), which drops the first of its steps",
             remedy="ask for 2 or more, or for another sampler",
         )
     cutout = settings.cutout
     if cutout.mask in ("alpha", "keep") and cutout.cutter != "auto":
-        stated, error = blame("cutout.cutter", "cutout.mask")
-        raise error(
+        stated = [origins[key] for key in ("cutout.cutter", "cutout.mask")]
+        raise blame(*stated)(
             f'"cutout.cutter" is "{cutout.cutter}" ({stated[0]}) and "cutout.mask" is "{cutout.mask}" ({stated[1]}): '
             "the cutter would never run",
             remedy="leave the cutter at auto, or let the mask be auto or remove",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -330,14 +331,21 @@ def fill_holes(solid: Solid) -> Solid:
 # Fewer and smoother ---------------------------------------------------------------------------------------------------
 
 
+def join(faces: np.ndarray, count: int) -> Any:  # sparse (V, V)
+    """1 for each pair of `count` vertices with an edge between them."""
+    from scipy.sparse import coo_matrix
+
+    begin, end = half_edges(faces)
+    both = coo_matrix((np.ones(2 * len(begin)), (np.r_[begin, end], np.r_[end, begin])), shape=(count, count)).tocsr()
+    both.data[:] = 1.0  # also between two faces
+    return both
+
+
 def smooth(solid: Solid, rounds: int) -> Solid:
     """Taubin's smoothing, which takes noise away and keeps the volume."""
-    from scipy.sparse import coo_matrix, diags
+    from scipy.sparse import diags
 
-    begin, end = half_edges(solid.faces)
-    count = len(solid.vertices)
-    both = coo_matrix((np.ones(2 * len(begin)), (np.r_[begin, end], np.r_[end, begin])), shape=(count, count)).tocsr()
-    both.data[:] = 1.0
+    both = join(solid.faces, len(solid.vertices))
     mean = diags(1.0 / np.maximum(np.asarray(both.sum(1)).ravel(), 1)) @ both
     vertices = solid.vertices
     for _ in range(rounds):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .cleanup import join
 from .isosurface import overlap
 from .shot import Raster, Shot, look_at, look_axes, project
 
@@ -33,28 +34,17 @@ def fit_outline(vertices: np.ndarray, faces: np.ndarray, shot: Shot) -> np.ndarr
     joined = join(faces, len(vertices))
     best, reached = vertices, -1.0
     places = vertices
-    for _ in range(ROUNDS + 1):
+    for made in range(ROUNDS + 1):
         raster = look_at(shot, places, faces, shot.side)
         now = overlap(raster.face >= 0, mask)
         if now > reached:
             best = places
-        if now < reached + ENOUGH:
+        if now < reached + ENOUGH or made == ROUNDS:
             break
         reached = now
-        places = keep_upright(
-            vertices, places, places + pull(places, faces, joined, shot, raster, wanted), faces, joined
-        )
+        moved = pull(places, faces, joined, shot, raster, wanted)
+        places = keep_upright(vertices, places, moved, faces, joined)
     return best
-
-
-def join(faces: np.ndarray, count: int) -> Any:  # sparse (V, V)
-    """1 for each pair of vertices with an edge between them."""
-    from scipy.sparse import coo_matrix
-
-    begin = np.concatenate([faces, faces[:, ::-1]])
-    joined = coo_matrix((np.ones(begin.size), (begin.ravel(), np.roll(begin, -1, 1).ravel())), (count, count)).tocsr()
-    joined.data[:] = 1.0  # also between two faces
-    return joined
 
 
 def pull(
@@ -83,17 +73,17 @@ def pull(
 
 
 def keep_upright(
-    first: np.ndarray, before: np.ndarray, after: np.ndarray, faces: np.ndarray, joined: Any
+    first: np.ndarray, places: np.ndarray, moved: np.ndarray, faces: np.ndarray, joined: Any
 ) -> np.ndarray:  # float64 (V, 3), all
-    """The vertices after a move; where a face would look the other way than at first, moved with care."""
+    """Where the vertices are after a move; where a face would look the other way than at first, moved with care."""
     degree = np.maximum(np.asarray(joined.sum(1)), 1)
-    moved = after - before
+    moved = moved.copy()
     for time in range(2 * RELAXED):
-        turned = np.unique(faces[turns_over(first, before + moved, faces)])
+        turned = np.unique(faces[turns_over(first, places + moved, faces)])
         if not len(turned):
             break
         moved[turned] = (joined[turned] @ moved) / degree[turned] if time < RELAXED else 0
-    return before + moved
+    return places + moved
 
 
 def turns_over(before: np.ndarray, after: np.ndarray, faces: np.ndarray) -> np.ndarray:  # bool (F,)

@@ -260,37 +260,38 @@ def see(
             most[part] = np.maximum(most[part], seen.weight)
             firm[part] |= seen.plain
         shown[part] = blend / np.maximum(total, 1e-30)
-    beyond = own
-    if (most < 1).any():
-        for sources, spread in zip((firm, most[:, 0] >= SURE), SPREAD, strict=True):
-            beyond = go_on(points, beyond, shown, np.flatnonzero(sources), np.flatnonzero(most < 1), spread)
+    beyond = go_on(points, own, shown, (firm, most[:, 0] >= SURE), np.flatnonzero(most < 1))
     return (beyond * (1 - most) + most * shown).astype(np.float32)
 
 
 def go_on(
-    points: np.ndarray, own: np.ndarray, shown: np.ndarray, sources: np.ndarray, rest: np.ndarray, spread: float
+    points: np.ndarray, own: np.ndarray, shown: np.ndarray, kinds: Sequence[np.ndarray], rest: np.ndarray
 ) -> np.ndarray:
-    """The rest's own colours, with those that photos show of the sources continued for a while.
+    """The rest's own colours, with those that photos show of some points continued, of each kind as far as SPREAD says.
 
-    A place takes its cell's colour, which is that of the nearest sources.
+    A place takes its cell's colour, which is that of the nearest points of a kind.
     """
     from scipy.spatial import cKDTree
 
-    if not len(sources):
+    if not len(rest):
         return own
-    sources = sources[:: -(-len(sources) // MOST)]
     corner = points.min(0)
     places = np.floor((points[rest] - corner) / CELL).astype(np.int64)
     _, first, which = np.unique(places @ (1 << 40, 1 << 20, 1), return_index=True, return_inverse=True)
     middles = (places[first] + 0.5) * CELL + corner
-    few = range(1, 1 + min(NEIGHBOURS, len(sources)))
-    away, found = cKDTree(points[sources]).query(middles, few, eps=ROUGHLY, distance_upper_bound=3 * spread)
-    weights = 1 / (away**2 + CELL**2)  # 0 for what is farther
-    colours = shown[sources[np.minimum(found, len(sources) - 1)]]
-    near = (weights[..., None] * colours).sum(1) / np.maximum(weights.sum(1)[:, None], 1e-12)
-    share = np.exp(-((away.min(1) / spread) ** 2))[:, None]
     values = own.copy()
-    values[rest] += (share[which] * (near[which] - own[rest])).astype(np.float32)
+    for kind, spread in zip(kinds, SPREAD, strict=True):
+        sources = np.flatnonzero(kind)
+        if not len(sources):
+            continue
+        sources = sources[:: -(-len(sources) // MOST)]
+        few = range(1, 1 + min(NEIGHBOURS, len(sources)))
+        away, found = cKDTree(points[sources]).query(middles, few, eps=ROUGHLY, distance_upper_bound=3 * spread)
+        weights = 1 / (away**2 + CELL**2)  # 0 for what is farther
+        colours = shown[sources[np.minimum(found, len(sources) - 1)]]
+        near = (weights[..., None] * colours).sum(1) / np.maximum(weights.sum(1)[:, None], 1e-12)
+        share = np.exp(-((away.min(1) / spread) ** 2))[:, None]
+        values[rest] += (share[which] * (near[which] - values[rest])).astype(np.float32)
     return values
 
 
