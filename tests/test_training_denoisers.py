@@ -18,6 +18,7 @@ from zero123cli.artifacts import Ask, Cutout, PhotoCamera, with_head
 from zero123cli.cameras import TRAINING_DISTANCE, Viewpoint
 from zero123cli.diffusion import checkpoints, ldm
 from zero123cli.diffusion.rays import render_numba
+from zero123cli.diffusion.sampling import sample
 from zero123cli.diffusion.viewmodel import ViewModel, look_from
 from zero123cli.diffusion.volume import ELEVATIONS, Framing, Volume, VolumeDescription, VolumeNet, render
 from zero123cli.errors import MissingInputError, SettingsError, WeightsError
@@ -266,6 +267,11 @@ def test_training_shows_the_network_what_the_program_shows_it(dataset: Path, vol
     torch.testing.assert_close(
         model.denoise(noisy, times, context, concat), model.predict(condition, noisy, times, poses, 1.0)
     )
+    told = list(sample(model, condition, poses, [1, 2], sampler="ddim-original", steps=50, guidance=3.0, eta=1.0))
+    with torch.no_grad():
+        seen, judged = task.sample(model, batch)
+    assert len(told) == 1 and float((judged - seen).abs().mean()) > 0.01
+    torch.testing.assert_close(told[0], judged)
 
 
 def test_without_photo_the_embedded_model_learns_what_guidance_asks_of_it(
@@ -277,6 +283,15 @@ def test_without_photo_the_embedded_model_learns_what_guidance_asks_of_it(
     context = task.drop_tokens(model, tokens, numbers, torch.tensor([True, False, True]))
     assert not context[[0, 2]].any()
     torch.testing.assert_close(context[1], model.join(tokens, numbers)[1])
+
+
+def test_outlines_are_missed_by_fog_and_by_shifts() -> None:
+    disc = torch.full((2, 4, 8, 8), -1.0)
+    disc[:, 3, 2:6, 2:6] = 1
+    missed = [float(denoisers.miss(ours, disc)) for ours in (disc, disc.clamp_max(0.5), disc.roll(1, 3), -disc)]
+    assert missed[0] == pytest.approx(0, abs=1e-6)
+    assert missed[1] == pytest.approx(1 - 13 / 17) and missed[2] == pytest.approx(1 - 13 / 21)
+    assert missed[3] == pytest.approx(1 - 1 / 65)
 
 
 def test_conditions_are_dropped_in_three_ways_each_as_often() -> None:

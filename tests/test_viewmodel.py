@@ -307,13 +307,27 @@ def test_noise_is_added_with_a_variance_that_stays_one(model: ViewModel, dtype: 
         assert small.error(noisy[k], expected) < (1e-6 if dtype == torch.float32 else 1e-2)
 
 
-def test_sampling_begins_at_noise_or_under_noise_at_what_the_volume_shows() -> None:
-    noise, shown = small.noise_of(3, 4, 16, 16, seed=3), small.noise_of(3, 4, 16, 16, seed=4)
+def test_what_a_volume_shows_is_corrected_in_one_pass_without_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small.make_model(replace(small.PIXELS, predicts="correction"))
+    shown, context = small.noise_of(3, 4, 32, 32, seed=3), small.noise_of(3, 1, 1, seed=5)
+    given = []
+
+    def answer(latents: Tensor, times: Tensor, context: Tensor, concat: Tensor) -> Tensor:
+        given.append((latents, times, context, concat))
+        return 0.25 * concat
+
+    monkeypatch.setattr(model, "answer", answer)
+    assert small.error(model.mend(shown, context), 1.25 * shown) < 1e-5
+    ((latents, times, told, concat),) = given
+    assert small.error(latents, float(alphas_cumprod()[400]) ** 0.5 * shown) < 1e-6 and times.tolist() == [400] * 3
+    assert told is context and concat is shown
+
+
+def test_only_a_model_with_a_volume_is_certain() -> None:
     model = small.make_model()
-    assert model.begin(noise, shown) is noise
+    assert not model.certain
     model.volume = torch.nn.Identity()
-    last = float(alphas_cumprod()[-1])
-    assert small.error(model.begin(noise, shown), last**0.5 * shown + (1 - last) ** 0.5 * noise) < 1e-6
+    assert model.certain
 
 
 def test_a_correction_is_turned_into_noise(seen: Condition, noisy: Tensor) -> None:

@@ -28,7 +28,7 @@ POCKET = "pocket"  # the view model that comes with the package
 
 CUTOUT = Stage("cutout", 2, Cutout)
 VIEWS = Stage("views", 2, Views)
-VIEW = Stage("view", 1, View)
+VIEW = Stage("view", 2, View)
 FIELD = Stage("lift", 1, Field)
 MESH = Stage("mesh", 6, Made)
 

@@ -157,7 +157,9 @@ def views(
 ) -> int:
     """Views of each object from its one photo: PSNR, SSIM, LPIPS and the masks' overlap."""
     from .. import machine, pipeline
-    from ..evaluation import evaluate, published, shapes
+    from ..artifacts import peek_head
+    from ..diffusion.lonevolume import KIND
+    from ..evaluation import evaluate, published
     from ..evaluation.views import BASELINES, VIEWS
 
     screen.configure(json=json, quiet=quiet, verbose=verbose, progress=progress.value, color=color.value)
@@ -178,7 +180,8 @@ def views(
     if model in VIEWS or not name:
         asked = model or ""
     else:
-        asked = "volume" if volume_alone or shapes.volume_head(pipeline.locate_model(name)) else "views"
+        lone = peek_head(pipeline.locate_model(name)).get("kind") == KIND
+        asked = "volume" if volume_alone or lone else "views"
     known = machine.weights_folder() / "lpips_alex.npz"
     chosen = evaluate.VIEW_PROTOCOLS[protocol.value]
     run = Run(

@@ -30,8 +30,6 @@ KIND = "volume"  # of the file, in its header
 class LoneVolume(ViewModel):
     """The volume net alone; pictures are their own latents."""
 
-    certain = True
-
     def __init__(self, net: VolumeDescription, licence: str = "") -> None:
         nn.Module.__init__(self)
         volume = asdict(net)
@@ -53,6 +51,9 @@ class LoneVolume(ViewModel):
 
     def embed(self, picture: Tensor) -> Tensor:  # (B, C, H, W) -> (B, 1, 1)
         return picture.new_zeros(len(picture), 1, 1)
+
+    def picture_at(self, condition: Condition, poses: Sequence[Viewpoint]) -> Tensor:
+        return self.concat_at(condition, poses).float()
 
     def predict(
         self,

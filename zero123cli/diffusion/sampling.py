@@ -37,7 +37,7 @@ def sample(
 ) -> Iterator[Tensor]:  # (B, C, h, w) after each step
     """Views of the photo's object at `poses`."""
     if model.certain:
-        yield model.concat_at(condition, poses)
+        yield model.picture_at(condition, poses)
         return
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     shape = tuple(condition.concat.shape)
@@ -50,8 +50,7 @@ def sample(
         times = torch.full((len(latents),), timestep, dtype=torch.long)
         return model.predict(condition, latents, times, poses, guidance)
 
-    start = model.begin(noise(), model.concat_at(condition, poses))
-    yield from SAMPLERS[sampler](denoise, start, noise, model.alphas, steps, eta)
+    yield from SAMPLERS[sampler](denoise, noise(), noise, model.alphas, steps, eta)
 
 
 def seed_of(seed: int, pose: Viewpoint, number: int) -> int:

@@ -22,6 +22,7 @@ from .volume import USUAL_HALF, Framing, Volume, VolumeDescription, VolumeNet, r
 
 STEPS = 1000
 POSE_NUMBERS = 4
+MENDING = 400  # the timestep at which a volume's rendering is corrected
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -71,8 +72,6 @@ class Condition:
 class ViewModel(nn.Module):
     """The networks of one view-conditioned diffusion model and how they are used together."""
 
-    certain = False  # whether the answer is one picture, whatever the noise: then there is nothing to sample
-
     def __init__(self, description: Description) -> None:
         super().__init__()
         self.description = description
@@ -92,6 +91,11 @@ class ViewModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.projection.weight.dtype
+
+    @property
+    def certain(self) -> bool:
+        """Whether the answer is one picture: then there is nothing to sample."""
+        return self.volume is not None
 
     def at_work(self, *names: str) -> None:
         """Called before networks are used: in a lean model the others make room."""
@@ -156,13 +160,6 @@ class ViewModel(nn.Module):
         alpha = self.alpha(timesteps)
         return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
 
-    def begin(self, noise: Tensor, seen: Tensor) -> Tensor:  # (B, C, h, w), both
-        """Where sampling begins: at noise; with a volume, at what it shows under the most noise there is. Even that
-        does not hide a picture, and the network looks for one."""
-        if self.volume is None:
-            return noise
-        return self.add_noise(seen.float(), noise, torch.full((len(noise),), STEPS - 1))
-
     def alpha(self, timesteps: Tensor) -> Tensor:  # int (B,) -> float32 (B, 1, 1, 1)
         return self.alphas[timesteps.cpu()].to(self.device, torch.float32)[:, None, None, None]
 
@@ -191,6 +188,18 @@ class ViewModel(nn.Module):
         )
         without, conditioned = both.chunk(2)
         return without + guidance * (conditioned - without)
+
+    def picture_at(self, condition: Condition, poses: Sequence[Viewpoint]) -> Tensor:  # float32 (B, C, h, w)
+        """The one answer of a model that is certain."""
+        return self.mend(self.concat_at(condition, poses), self.context(condition, poses))
+
+    def mend(self, shown: Tensor, context: Tensor) -> Tensor:  # (B, C, h, w), (B, K, D') -> float32 (B, C, h, w)
+        """What a volume shows, corrected in one pass. The network has learnt to be given just that under noise of any
+        level; noise itself has nothing to tell it, so there is none."""
+        times = torch.full((len(shown),), MENDING)
+        alpha = self.alpha(times)
+        faded = alpha.sqrt() * shown.float()
+        return (faded - (1 - alpha).sqrt() * self.denoise(faded, times, context, shown)) / alpha.sqrt()
 
     def concat_at(self, condition: Condition, poses: Sequence[Viewpoint]) -> Tensor:  # (B, C, h, w)
         """What is joined to the noisy latents: the photo's own latent, or the photo's volume as seen from the poses."""

@@ -11,27 +11,17 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load
 
 from .. import pipeline
-from ..artifacts import Cutout, PhotoCamera, as_tuple, peek_head
+from ..artifacts import Cutout, PhotoCamera
 from ..cameras import TRAINING_DISTANCE, Viewpoint
-from ..diffusion.volume import (
-    REACH,
-    USUAL_HALF,
-    Framing,
-    Volume,
-    VolumeDescription,
-    VolumeNet,
-    guess_elevation,
-)
-from ..errors import NothingFoundError, UsageError, WeightsError
+from ..diffusion.volume import REACH, USUAL_HALF, Framing, Volume, VolumeNet, guess_elevation
+from ..errors import NothingFoundError, UsageError
 from ..scenes.raycast import hull, prepare
 from ..scenes.surface import Material, Surface, normalise
 from ..watch import Watch, silent
@@ -166,31 +156,13 @@ def load_prior(plan: Plan) -> pipeline.Prior:
 
 @functools.lru_cache(1)
 def load_net(plan: Plan) -> tuple[VolumeNet, Description]:
-    """The volume net of a file that holds one alone, or of a whole view model, and how it is shown pictures."""
-    from ..diffusion.viewmodel import Description
-
-    path = pipeline.locate_model(plan.settings.model.name)
-    told = volume_head(path)
-    if told is None:
-        model = load_prior(plan).load(silent)
-        if model.volume is None:
-            raise UsageError("this view model carries no volume", where=str(path), remedy="name another with --model")
-        model.at_work("volume")
-        return model.volume, model.description
-    try:
-        description: dict[str, Any] = {name: as_tuple(value) for name, value in told["description"].items()}
-        net = VolumeNet(VolumeDescription(**description))
-        net.load_state_dict(load(path.read_bytes()))
-    except Exception as error:  # whatever a file of another version lacks
-        raise WeightsError("malformed or damaged", where=str(path), remedy="export it again") from error
-    likeness = Description("volume", "unknown", {}, {}, None, size=net.description.size)
-    return net.float().eval().to(torch.device(plan.backend.device)), likeness
-
-
-def volume_head(path: Path) -> dict[str, Any] | None:
-    """What a file that holds a volume net alone says of itself; None when it is no such file."""
-    head = peek_head(path)
-    return head if head.get("kind") == "volume" else None
+    """The model's volume net, and how it is shown pictures."""
+    model = load_prior(plan).load(silent)
+    if model.volume is None:
+        where = plan.settings.model.name
+        raise UsageError("this view model carries no volume", where=where, remedy="name another with --model")
+    model.at_work("volume")
+    return model.volume, model.description
 
 
 # The whole program ---------------------------------------------------------------------------------------------------

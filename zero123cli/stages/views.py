@@ -90,7 +90,7 @@ def sample_views(views: Views, asks: Sequence[Ask], model: ViewModel, watch: Wat
     if model.description.pose_kind == "stable" and any(ask.distance for ask in asks):
         raise UsageError("this model knows no distance", where="--distance", remedy="leave it out")
     walk = sample(model, seen, poses, seeds, sampler=how.sampler, steps=how.steps, guidance=how.guidance, eta=how.eta)
-    total = count_steps(how.sampler, how.steps)
+    total = 1 if model.certain else count_steps(how.sampler, how.steps)
     for done, latents in enumerate(walk, 1):
         last = latents
         watch(Progress("views", done, total, f"{len(asks)} side by side" if len(asks) > 1 else ""))

@@ -38,6 +38,7 @@ from .volumes import on_white, vary_colours
 PROJECTION_RATE = 10  # times the learning rate of the other weights
 DROPPED = 0.05  # share of pictures for each kind of a missing condition: the tokens, both, what is concatenated
 GUESSED = 0.5  # share of pictures that are guessed from what the volume shows of them, not from themselves
+OUTLINE = 0.05  # weight of outlines; the mean square alone is content with fog
 JUDGED_STEPS = 8  # of the samples that are judged and shown
 SHOWN = 12  # pictures
 LARGEST = 4 / 3  # a picture is never enlarged more than this
@@ -179,7 +180,10 @@ class DenoiserTask:
         concat = concat * ~no_concat[:, None, None, None]
         answer = model.answer(noisy, times, context, concat)
         wanted = noise if self.description.predicts == "noise" else clean - concat.float()
-        return {self.description.predicts: F.mse_loss(answer, wanted)}
+        terms: dict[str, Tensor] = {self.description.predicts: F.mse_loss(answer, wanted)}
+        if model.certain:
+            terms["outline"] = OUTLINE * miss(answer + concat.float(), clean)
+        return terms
 
     def hide(self, model: ViewModel, clean: Tensor, seen: Tensor) -> Tensor:
         """What noise is put on. Even under the most noise a picture can be made out; where the program asks, there is
@@ -220,9 +224,11 @@ class DenoiserTask:
         return pixels
 
     def sample(self, model: ViewModel, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What is concatenated, as pictures, and one sample of each picture asked for, without guidance."""
+        """What is concatenated, as pictures, and one answer for each picture asked for, without guidance."""
         tokens, concat = self.see(model, batch)
         context = model.join(tokens, batch["numbers"])
+        if model.certain:
+            return concat.float(), model.mend(concat, context)
         chance = torch.Generator().manual_seed(0)
 
         def noise() -> Tensor:
@@ -232,10 +238,9 @@ class DenoiserTask:
             times = torch.full((len(latents),), timestep, dtype=torch.long)
             return model.denoise(latents, times, context, concat)
 
-        for latents in SAMPLERS["ddim"](denoise, model.begin(noise(), concat), noise, model.alphas, JUDGED_STEPS, 0.0):
+        for latents in SAMPLERS["ddim"](denoise, noise(), noise, model.alphas, JUDGED_STEPS, 0.0):
             last = latents
-        seen = concat if model.volume is not None else self.colours(batch["photo"])[batch["whose"]]
-        return seen.float(), model.decode(last)
+        return self.colours(batch["photo"])[batch["whose"]].float(), model.decode(last)
 
 
 def drop(chance: Tensor) -> tuple[Tensor, Tensor]:  # (B,) in [0, 1) -> bool (B,), both
@@ -247,6 +252,13 @@ def psnr(ours: Tensor, theirs: Tensor) -> float:
     """Of colours, the mean over pictures, dB."""
     wrong = ((ours[:, :3] - theirs[:, :3]).clamp(-2, 2) / 2).square().mean((1, 2, 3))
     return float((-10 * wrong.clamp_min(1e-8).log10()).mean())
+
+
+def miss(ours: Tensor, theirs: Tensor) -> Tensor:
+    """One minus the soft overlap of what alpha covers, mean over pictures."""
+    a, b = ((picture[:, 3].flatten(1) / 2 + 0.5).clamp(0, 1) for picture in (ours, theirs))
+    both = (a * b).sum(1)
+    return (1 - (both + 1) / ((a + b).sum(1) - both + 1)).mean()
 
 
 def overlap(ours: Tensor, theirs: Tensor) -> float:
