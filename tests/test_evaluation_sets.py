@@ -388,6 +388,20 @@ def test_what_view_sets_do_not_serve_is_refused(run: Eval, made: dict[str, Path]
     assert "of its own" in run("eval", "views", ball, "--model", "white", "--photo-elevation", 20, code=2)[1]
 
 
+def test_a_sheet_that_encloses_nothing_is_inside_where_the_views_say_what_is(tmp_path: Path) -> None:
+    corners = np.array([[-0.5, 0, -0.3], [0.5, 0, -0.3], [0.5, 0, 0.3], [-0.5, 0, 0.3]])
+    write_obj(tmp_path / "sheet.obj", corners[[[0, 1, 2], [0, 2, 3]]])
+    carving = replace(POCKET, views=12, inside="carved", seed=6)
+    with contextlib.chdir(tmp_path):
+        with pytest.raises(MeshError, match="nothing is inside"):
+            viewsets.photograph("sheet.obj", replace(carving, inside="winding"))
+        inside = viewsets.photograph("sheet.obj", carving).inside
+        names = {viewsets.file_of(Path(), "sheet.obj", how) for how in (carving, replace(carving, inside="winding"))}
+    assert inside[8:56, 31:33, 16:48].any(1).mean() > 0.7  # seen nearly edge-on it is lost here and there
+    assert not inside[:, :31].any() and not inside[:, 33:].any()
+    assert len(names) == 2
+
+
 def test_empty_mixed_and_missing_datasets_are_named(run: Eval, dataset: Path, meshes: Path, tmp_path: Path) -> None:
     (tmp_path / "empty" / "objects").mkdir(parents=True)
     for what, model in (("shape", "sphere"), ("views", "white")):

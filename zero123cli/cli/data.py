@@ -19,6 +19,11 @@ class RigKind(StrEnum):
     paper = "paper"
 
 
+class InsideKind(StrEnum):
+    winding = "winding"
+    carved = "carved"
+
+
 MESH_SUFFIXES = frozenset((".glb", ".gltf", ".obj", ".ply", ".stl", ".dae"))
 
 
@@ -34,6 +39,9 @@ def render(
     size: Annotated[int, typer.Option(min=16, max=2048, help="Their side, px.")] = 64,
     retexture: Annotated[float, typer.Option(min=0, max=1, help="Share of objects with another texture.")] = 0.5,
     occupancy: Annotated[int, typer.Option(min=0, max=256, help="Cells a side of what is inside; 0 for none.")] = 64,
+    inside: Annotated[
+        InsideKind, typer.Option(help="By winding numbers, or all that the views do not see: thin shells are filled.")
+    ] = InsideKind.winding,
     seed: Annotated[int, typer.Option(min=0, max=2**53, help="What all chance is drawn from.")] = 0,
     jobs: Annotated[int, typer.Option(min=0, max=256, help="Processes; 0 for one a core.")] = 0,
     max_bad: Annotated[
@@ -61,7 +69,7 @@ def render(
     sources += [f"{viewsets.SOLID}{seed}-{number}" for number in range(procedural)]
     if not sources:
         raise UsageError("there is nothing to render", where="data render", remedy="name meshes, or add --procedural N")
-    how = viewsets.Rig(rig.value, views, size, 2, retexture, occupancy, seed)
+    how = viewsets.Rig(rig.value, views, size, 2, retexture, occupancy, inside.value, seed)
     todo = list(viewsets.pending(sources, out, how))
     screen.start(f"data: {len(sources)} objects, {len(sources) - len(todo)} of them done before", 1, 1)
     watch = screen.watcher("")

@@ -42,6 +42,7 @@ class Rig:
     samples: int = 2  # rays a pixel's side
     retexture: float = 0.5  # share of objects that get another texture
     occupancy: int = 64  # cells a side; 0 for none
+    inside: Literal["winding", "carved"] = "winding"  # by winding numbers, or all that the views do not see
     seed: int = 0
 
 
@@ -60,7 +61,7 @@ class ViewSet:
 
 def photograph(source: str, rig: Rig) -> ViewSet:
     """Renders a mesh file, or a made-up solid when `source` says so."""
-    from ..scenes import raycast, solids
+    from ..scenes import carving, raycast, solids
     from ..scenes.meshes import read_surface
     from ..scenes.surface import normalise
 
@@ -78,10 +79,16 @@ def photograph(source: str, rig: Rig) -> ViewSet:
         samples = rig.samples if rig.kind == "paper" else 1
         picture = raycast.render(prepared, viewpoint, size=side, fov_deg=fov, light=light, samples=samples)
         pictures.append(frame_view(picture, rig, math.tan(math.radians(fov) / 2)))
-    inside = raycast.occupancy(prepared, rig.occupancy) if rig.occupancy else np.zeros((0, 0, 0), bool)
+    rgba, squares, depth, normal = zip(*pictures, strict=True)
+    inside = np.zeros((0, 0, 0), bool)
+    if rig.occupancy and rig.inside == "carved":
+        sides = zip(viewpoints, squares, rgba, depth, normal, strict=True)
+        seen = [carving.Glimpse(at, where, shown[..., 3], far, facing / 127) for at, where, shown, far, facing in sides]
+        inside = carving.carve(seen, rig.occupancy)
+    elif rig.occupancy:
+        inside = raycast.occupancy(prepared, rig.occupancy)
     if rig.occupancy and not inside.any():
         raise MeshError("nothing is inside it", where=source)
-    rgba, squares, depth, normal = zip(*pictures, strict=True)
     return ViewSet(
         name=source,
         rgba=np.stack(rgba),
