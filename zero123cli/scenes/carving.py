@@ -35,8 +35,8 @@ class Glimpse:
 def carve(glimpses: Sequence[Glimpse], resolution: int) -> np.ndarray:  # bool (G, G, G), index order x, y, z
     """The cells that are inside as far as these pictures tell.
 
-    Measured against winding numbers at 64^3 on 36 made-up solids, which are closed, with 12 pictures of 64 px: IoU
-    0.91, and 2 % of the cells inside are lost. Comparing depths alone, without normals, gave 0.84 and 12 %.
+    Measured against winding numbers at 64^3 on 1,500 made-up solids, which are closed, with 12 pictures of 64 px: IoU
+    0.89, and 2 % of the cells inside are lost. Comparing depths alone, without normals, gave 0.83 and 12 %.
     """
     centres = ((np.indices((resolution,) * 3).reshape(3, -1).T + 0.5) / resolution - 0.5).astype(np.float32)
     states = np.full(len(centres), BEHIND, np.uint8)
