@@ -117,6 +117,21 @@ def test_nothing_is_predicted_where_the_cutout_is_empty() -> None:
     assert int(filled.sum()) == 7 * 9
 
 
+def test_a_ray_through_the_object_meets_it_and_learns_so_from_all_its_cells() -> None:
+    torch.manual_seed(0)
+    net = VolumeNet(SMALL)
+    net.last[2].bias.data[: 4 * SMALL.depth] -= 5  # type: ignore[union-attr, operator]  # everything is taken for empty
+    picture = torch.rand(1, 4, 16, 16) * 2 - 1
+    picture[:, 3] = -1
+    picture[:, 3, 4:9, 5:12] = 1
+    through = picture[0, 3] > 0
+    learning, told = (net.train(learns)(picture).occupancy[0][:, through] for learns in (True, False))
+    torch.testing.assert_close(told.amax(0), torch.zeros(int(through.sum())), atol=1e-5, rtol=0)
+    torch.testing.assert_close(learning.logsumexp(0), torch.zeros(int(through.sum())), atol=1e-5, rtol=0)
+    assert float(learning.detach().amax()) < -1
+    torch.testing.assert_close(told.argmax(0), learning.argmax(0))
+
+
 def test_colours_begin_as_the_pictures_own_without_its_white() -> None:
     picture = torch.ones(1, 4, 16, 16)
     picture[:, 3] = -1

@@ -183,6 +183,7 @@ class TrainSettings:
     shares: int = knob(1, "parts of the batch, worked off one after another or by several GPUs", low=1, high=65536)
     rate: float = knob(4e-4, "learning rate", low=0, high=1)
     warmup: int = knob(200, "steps over which the rate rises", low=0, high=1_000_000)
+    fall: float = knob(0.2, "last share of the steps, over which the rate falls to a tenth", low=0, high=1)
     decay: float = knob(0.01, "weight decay", low=0, high=1)
     clip: float = knob(1.0, "largest norm of a step's gradient", low=0, high=1e6)
     compile: bool = knob(False, "compile the networks first: faster steps, and a C++ compiler is needed on a CPU")

@@ -138,8 +138,10 @@ class VolumeNet(nn.Module):
         x = self.join(F.pixel_shuffle(self.open(x), 2) + self.fine(F.pixel_unshuffle(picture, 2)))
         occupancy, colour = self.last(x).split([4 * side.depth, 3 * side.colour], 1)
         logits = F.pixel_shuffle(occupancy, 2).float().masked_fill(~covered(picture)[:, None], EMPTY)
-        # Each ray through the object meets it somewhere: the likeliest cell is inside, however thin the part.
-        short = (-logits.amax(1, keepdim=True)).clamp_min(0)
+        # Each ray through the object meets it somewhere: the likeliest cell is inside, however thin the part. Learning
+        # looks at all cells of the ray: raised alone, whichever leads would be pushed up for what the others lack.
+        met = logits.logsumexp(1, keepdim=True) if self.training else logits.amax(1, keepdim=True)
+        short = (-met).clamp_min(0)
         logits = logits + short * (picture[:, 3:].float() > 0)
         own = torch.atanh(0.97 * mean_colour(picture, side.colour))
         cells = torch.tanh(own[:, :, None] + colour.unflatten(1, (3, side.colour)).float())

@@ -24,6 +24,7 @@ from .viewsets import hold_out, list_objects, read
 
 SEEN = 32  # px of the second pictures
 RENDERED = 3  # one picture in so many is also rendered from elsewhere: that costs more than it teaches
+MINOR = 0.3  # weight of renderings and the elevation: at 1 half of the gradient's noise is theirs, and little else
 
 
 class VolumeTask:
@@ -87,13 +88,13 @@ class VolumeTask:
         few = max(1, len(inside) // RENDERED)
         with torch.autocast(inside.device.type, enabled=False):  # half precision has no place for places
             seen = render(head(volume, few), head(photo, few), head(other, few), SEEN)
-        asked = batch["asked"][:few]
+        asked, tilts = batch["asked"][:few], elevation_targets(batch["poses"][:, 0, 1])
         return {
             "occupancy": entropy,
             "overlap": lost,
-            "colour": (seen[:, :3] - asked[:, :3]).abs().mean(),
-            "cover": (seen[:, 3:] - asked[:, 3:] / 2 - 0.5).abs().mean(),
-            "elevation": 0.1 * F.cross_entropy(volume.elevation.float(), elevation_targets(batch["poses"][:, 0, 1])),
+            "colour": MINOR * (seen[:, :3] - asked[:, :3]).abs().mean(),
+            "cover": MINOR * (seen[:, 3:] - asked[:, 3:] / 2 - 0.5).abs().mean(),
+            "elevation": MINOR * 0.1 * F.cross_entropy(volume.elevation.float(), tilts),
         }
 
     def judge(self, model: nn.Module, batch: Batch) -> dict[str, float]:
