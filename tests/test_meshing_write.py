@@ -118,7 +118,7 @@ def test_many_vertices_have_long_numbers(tmp_path: Path) -> None:
 
 def test_obj_has_its_material_and_texture_beside_it(meshes: dict[str, Mesh], tmp_path: Path) -> None:
     files = write(meshes["uv"], "ring.obj")
-    assert list(files) == ["ring.obj", "ring.mtl", "ring.png"]
+    assert list(files) == ["ring.obj", "ring.mtl", "ring_texture.png"]
     opened = load(save(files, tmp_path))
     assert np.array_equal(np.asarray(opened.visual.material.image.convert("RGB")), meshes["uv"].texture)
     assert files["ring.obj"].count(b"\nv ") == len(make_plain(meshes["uv"]).vertices) < len(meshes["uv"].vertices)

@@ -53,6 +53,27 @@ def test_every_format_is_written_at_its_size(reconstruct: Any, warm: None) -> No
     assert {path.suffix for path in Path().glob("m.*")} >= {".obj", ".mtl"}
 
 
+def test_what_is_written_beside_a_mesh_never_replaces_a_photo(
+    reconstruct: Any, warm: None, photo: Photographer
+) -> None:
+    photo("disc_texture.png", 1)
+    before = {name: Path(name).read_bytes() for name in ("disc.png", "disc_texture.png")}
+    for call in (
+        ("disc_texture.png", "disc.png", "-o", "{stem}.obj"),
+        ("disc.png", "--also", "disc_texture.png@90", "-o", "disc.obj"),
+    ):
+        assert "would replace an input" in reconstruct(*call, "--force", code=2)[1]
+    # A stranger's file there is in the way, and nothing is written of the rest.
+    Path("x").mkdir()
+    Path("x/disc_texture.png").write_bytes(b"mine")
+    err = reconstruct("disc.png", "-o", "x/disc.obj", code=73)[1]
+    assert "x/disc_texture.png" in err and "it exists" in err
+    assert [path.name for path in Path("x").iterdir()] == ["disc_texture.png"]
+    (facts,) = facts_of(reconstruct("disc.png", "-o", "y/", "--format", "obj", "--json")[0])
+    assert [Path(name).name for name in facts["files"]] == ["disc.obj", "disc.mtl", "disc_texture.png"]
+    assert {name: Path(name).read_bytes() for name in before} == before
+
+
 def test_several_photos_keep_their_names_and_a_bad_one_stops_none(
     reconstruct: Any, warm: None, photo: Photographer
 ) -> None:

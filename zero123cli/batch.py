@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,15 @@ class Item:
 
     source: str  # a path, or "-" for stdin
     target: Path
+    beside: tuple[Path, ...] = ()  # further files that are part of it
 
     @property
     def stem(self) -> str:
         return stem_of(self.source)
+
+    @property
+    def targets(self) -> tuple[Path, ...]:
+        return self.target, *self.beside
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,8 @@ def plan(
     suffixes: Sequence[str],
     name: str = "{stem}",  # of an output in a folder
     default: str = "",  # of an output without `out`, if it is another
+    beside: Callable[[str], Sequence[str]] = lambda name: (),  # names of the further files of an output of that name
+    also: Sequence[str] = (),  # further inputs
 ) -> list[Item]:
     """Where each output goes: `out` is a file for one input, else a folder or a template with {stem}.
 
@@ -112,7 +119,11 @@ def plan(
             raise UsageError(
                 f'outputs of the kind "{item.target.suffix}" are not written here', where="-o", remedy=f"use {known}"
             )
-    refuse_clashes(items)
+    items = [
+        replace(item, beside=tuple(item.target.with_name(other) for other in beside(item.target.name)))
+        for item in items
+    ]
+    refuse_clashes(items, also)
     return items
 
 
@@ -135,21 +146,22 @@ def is_folder(out: str) -> bool:
     return out.endswith(("/", os.sep)) or os.path.isdir(out)
 
 
-def refuse_clashes(items: Sequence[Item]) -> None:
+def refuse_clashes(items: Sequence[Item], also: Sequence[str] = ()) -> None:
     """Two inputs for one output, or an output over an input: never."""
     taken: dict[str, Item] = {}
-    inputs = {os.path.realpath(item.source) for item in items if item.source != STDIN}
+    inputs = {os.path.realpath(source) for source in (*(item.source for item in items), *also) if source != STDIN}
     for item in items:
-        place = os.path.realpath(item.target)
-        if place in taken:
-            raise UsageError(
-                f"{taken[place].source} and {item.source} would both write {item.target}",
-                where="-o",
-                remedy="rename one, or run them apart",
-            )
-        if place in inputs:
-            raise UsageError(f"{item.target} would replace an input", where="-o", remedy="choose another name")
-        taken[place] = item
+        for target in item.targets:
+            place = os.path.realpath(target)
+            if place in taken:
+                raise UsageError(
+                    f"{taken[place].source} and {item.source} would both write {target}",
+                    where="-o",
+                    remedy="rename one, or run them apart",
+                )
+            if place in inputs:
+                raise UsageError(f"{target} would replace an input", where="-o", remedy="choose another name")
+            taken[place] = item
 
 
 def make_folders(items: Sequence[Item], out: str | None) -> None:
@@ -161,6 +173,11 @@ def make_folders(items: Sequence[Item], out: str | None) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise writing_failed(error, str(folder)) from error
+
+
+def in_the_way(item: Item) -> Path | None:
+    """What is there already of an output."""
+    return next((target for target in item.targets if target.exists()), None)
 
 
 def check_target(target: Path) -> None:
@@ -189,6 +206,17 @@ def write_output(target: Path, data: bytes, *, force: bool) -> None:
     except FileExistsError:
         if not target.is_file() or target.read_bytes() != data:  # a named pipe would be waited for
             raise already_there(target) from None
+
+
+def write_outputs(files: dict[Path, bytes], *, force: bool) -> None:
+    """Writes what belongs together: all of it, or nothing where something else is in the way. The first names the
+    others, and comes last."""
+    if not force:
+        for target, data in files.items():
+            if target.exists() and not (target.is_file() and target.read_bytes() == data):
+                raise already_there(target)
+    for target, data in reversed(files.items()):
+        write_output(target, data, force=force)
 
 
 def run_one(

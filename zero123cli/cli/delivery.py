@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ..meshing.mesh import Made
     from ..meshing.write import Placement
     from ..pipeline import Lifted
-    from ..settings import Loaded
+    from ..settings import Loaded, MeshSettings
     from ..watch import Watch
 
 SHAPE, FILE = "The mesh", "The file"
@@ -82,6 +83,17 @@ def suffixes_from(format_: str) -> tuple[str, ...]:
     return (suffix, *(other for other in SUFFIXES if other != suffix))
 
 
+def plan_files(
+    sources: Sequence[str], out: str | None, suffixes: Sequence[str], settings: MeshSettings, also: Sequence[str]
+) -> list[Item]:
+    """Where each mesh goes, with all that is written beside it; never over a photo."""
+    from .. import batch
+    from ..meshing.write import sidecars
+
+    beside = functools.partial(sidecars, textured=settings.texture == "uv")
+    return batch.plan(sources, out, suffixes=suffixes, beside=beside, also=also)
+
+
 def read_height(text: str) -> float:
     """Metres."""
     from ..errors import UsageError
@@ -109,8 +121,7 @@ def deliver(
     photo = lifted.photos[0]
     told = {"photo": photo.sha256, "model": lifted.model, "licence": lifted.licence, "run": mesh.key}
     files = write(mesh.artifact, item.target.name, wish.placement, About(extras=told))
-    for name, data in files.items():
-        batch.write_output(item.target.with_name(name), data, force=wish.force)
+    batch.write_outputs({item.target.with_name(name): data for name, data in files.items()}, force=wish.force)
     verdict = judge_file(item, lifted, mesh, loaded, wish.placement)
     stages: dict[str, Kept[Any]] = {"cutout": photo.cutout, "views": photo.views, "lift": lifted.field, "mesh": mesh}
     kept: list[Kept[Any]] = [

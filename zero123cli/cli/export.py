@@ -68,15 +68,18 @@ def export(
         if not text.strip().startswith("mesh."):
             remedy = "change it with zero123 reconstruct; --set mesh.KEY=VALUE works here"
             raise UsageError(f"{text!r} would change the field", where="--set", remedy=remedy)
-    items = batch.plan([record["input"]], out, suffixes=suffixes)
+    photos = [photo["input"] for photo in record["photos"]]
+    items = delivery.plan_files([record["input"]], out, suffixes, loaded.settings.mesh, photos)
     batch.make_folders(items, out)
 
     def work(item: Item) -> dict[str, Any]:
-        batch.check_target(item.target)
+        for target in item.targets:
+            batch.check_target(target)
         watch = screen.watcher(item.source)
         lifted = pipeline.remember(record, cache, silent)  # its warnings are old news
-        if item.target.exists() and not force and not pipeline.is_meshed(lifted.field.key, loaded.settings, cache):
-            raise batch.already_there(item.target)
+        old = None if force else batch.in_the_way(item)
+        if old and not pipeline.is_meshed(lifted.field.key, loaded.settings, cache):
+            raise batch.already_there(old)
         mesh = pipeline.meshed(lifted.photos, lifted.field, loaded.settings.mesh, loaded.settings.lift, cache, watch)
         return delivery.deliver("export", item, lifted, mesh, loaded, wish, cache, watch)
 

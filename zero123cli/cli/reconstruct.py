@@ -114,7 +114,7 @@ def reconstruct(
     sources, missing = batch.gather(inputs)
     if further and len(sources) + len(missing) != 1:
         raise UsageError("further photos are of one object", where="--also", remedy="give a single INPUT with it")
-    items = batch.plan(sources, out, suffixes=suffixes)
+    items = delivery.plan_files(sources, out, suffixes, settings.mesh, [path for path, _, _ in further])
     cache = open_cache(cache_dir, no_cache=no_cache, refresh=refresh, shared=shared_cache, lock_timeout=lock_timeout)
     prior = pipeline.pick_prior(settings.model, machine.pick(device, dtype.value), cache)
     tool = pipeline.pick_cutter(settings.cutout, cache)
@@ -122,14 +122,15 @@ def reconstruct(
     screen.note(f"reconstruct: {prior.name} on {prior.backend.name}, {prior.backend.dtype}")
 
     def work(item: Item) -> dict[str, Any]:
-        batch.check_target(item.target)
+        for target in item.targets:
+            batch.check_target(target)
         watch = screen.watcher(item.source)
 
         given = [(item.source, 0.0, settings.views.photo_elevation), *further]
         taken = [(photos.read(path), azimuth, elevation) for path, azimuth, elevation in given]
-        in_the_way = item.target.exists() and not force
-        if in_the_way and not pipeline.has_mesh(taken, settings, tool, prior, cache):
-            raise batch.already_there(item.target)
+        old = None if force else batch.in_the_way(item)
+        if old and not pipeline.has_mesh(taken, settings, tool, prior, cache):
+            raise batch.already_there(old)
         posed = []
         for photo, azimuth, elevation in taken:
             cut = pipeline.cutout(photo, settings.cutout, tool, cache, watch)

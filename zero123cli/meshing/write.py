@@ -197,15 +197,15 @@ def write_glb(mesh: Mesh, name: str, about: About, up: str) -> dict[str, bytes]:
 def write_obj(mesh: Mesh, name: str, about: About, up: str) -> dict[str, bytes]:
     """With a material beside it when there is a texture; colours of vertices stand in the lines of the vertices."""
     first, which = weld(mesh.vertices)
-    beside = name_beside(name)
     parts = [f"# {one_line(about.generator)}\n"]
     files: dict[str, bytes] = {}
     places = mesh.vertices[first]
     if len(mesh.texture):
-        parts.append(f"mtllib {beside}.mtl\n")
+        material_name, texture_name = sidecars(name, textured=True)
+        parts.append(f"mtllib {material_name}\n")
         material = [f"# {one_line(about.generator)}", "newmtl surface", "Ka 1 1 1", "Kd 1 1 1", "Ks 0 0 0", "illum 1",
-                    f"Pr {ROUGHNESS}", "Pm 0", f"map_Kd {beside}.png", ""]  # fmt: skip
-        files = {f"{beside}.mtl": "\n".join(material).encode(), f"{beside}.png": encode_png(mesh.texture)}
+                    f"Pr {ROUGHNESS}", "Pm 0", f"map_Kd {texture_name}", ""]  # fmt: skip
+        files = {material_name: "\n".join(material).encode(), texture_name: encode_png(mesh.texture)}
     if len(mesh.colours):
         coloured = np.concatenate([places.astype(np.float64), mesh.colours[first] / 255], 1)
         parts.append(as_lines("v %.9g %.9g %.9g %.6g %.6g %.6g", coloured))
@@ -221,6 +221,14 @@ def write_obj(mesh: Mesh, name: str, about: About, up: str) -> dict[str, bytes]:
     else:
         parts.append(as_lines("f %d//%d %d//%d %d//%d", np.repeat(corners, 2, 1)))
     return {name: "".join(parts).encode()} | files
+
+
+def sidecars(name: str, *, textured: bool) -> tuple[str, ...]:
+    """The files that are written beside one of this name. A photo has the same stem as its mesh, and stays."""
+    if PurePath(name).suffix.lower() != ".obj" or not textured:
+        return ()
+    beside = name_beside(name)
+    return f"{beside}.mtl", f"{beside}_texture.png"
 
 
 def name_beside(name: str) -> str:
