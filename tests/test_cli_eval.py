@@ -127,8 +127,11 @@ def test_wrong_calls_are_named(run: Eval, objects: Path, tmp_path: Path) -> None
 def test_a_damaged_mesh_is_skipped_and_told(run: Eval, objects: Path) -> None:
     (objects / "bad.glb").write_bytes(b"glTF" + bytes(100))
     out, err = run("shape", objects, "--limit", 2, "--model", "sphere", "--json", code=65)
-    assert "skipped: bad" in err
-    assert lines(out)[-1]["n"] == 1
+    assert "error[65]: bad: " in err
+    row = lines(out)[-1]
+    assert (row["n"], row["status"], row["code"]) == (1, "error", 65)
+    assert [one["name"] for one in row["skipped"]] == ["bad"]
+    assert "error[65]: bad: " in run("shape", objects, "--limit", 2, "--model", "sphere", "-q", code=65)[1]
 
 
 def test_the_program_itself_with_workers(zero123: Program, objects: Path) -> None:

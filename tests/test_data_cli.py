@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -52,8 +53,20 @@ def test_a_damaged_mesh_is_listed_and_skipped(folder: Path) -> None:
     arguments = ("data", "render", meshes, "--procedural", "3", "--views", "2", "-o", out)
     run = zero123(*arguments, "--max-bad", "0.5", "--json")
     assert [Path(source).name for source, _ in json.loads(run.stdout)["damaged"]] == ["bad.glb"]
-    run = zero123(*arguments, "--max-bad", "0.1", code=65)
-    assert "1 of 4 objects are damaged" in run.stderr
+    run = zero123(*arguments, "--max-bad", "0.1", "--json", code=65)
+    assert "1 of 4 objects are damaged" in run.stderr and "bad.glb" in run.stderr
+    (facts,) = map(json.loads, run.stdout.splitlines())
+    assert facts["code"] == 65 and len(facts["damaged"]) == 1 and "see the list" in facts["remedy"]
+
+
+def test_a_dataset_that_cannot_be_written_is_not_the_meshes_fault(folder: Path) -> None:
+    (folder / "file").write_text("")
+    for out in (folder / "file", folder / "file" / "below"):
+        assert "cannot be written" in zero123("data", "render", "--procedural", "1", "-o", out, code=73).stderr
+    command = [sys.executable, "-m", "zero123cli", "data", "render", "--procedural", "1", "--occupancy", "0", "-o"]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # noqa: E731
+    run = subprocess.run([*command, folder / "full"], capture_output=True, text=True, env=ENVIRONMENT, preexec_fn=limit)
+    assert run.returncode == 74 and "error[74]" in run.stderr and "free some space" in run.stderr
 
 
 def test_pack_and_train_from_it(dataset: Path, folder: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from conftest import Photographer, Program
 
 from zero123cli import machine, models
+from zero123cli.cli.reports import file_report
 from zero123cli.errors import UnavailableError, WeightsError
 
 
@@ -39,6 +41,32 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(UnavailableError, match="no CUDA device 99") as error:
         machine.pick("cuda:99")
     assert error.value.exit_code == 69
+
+
+HOMELESS = """
+import platformdirs
+def ask(*_, **__): raise RuntimeError("could not determine the home directory")
+for kind in ("config", "cache", "log", "data"): setattr(platformdirs, f"user_{kind}_dir", ask)
+"""
+
+
+def test_a_user_without_a_home_can_do_what_needs_none(zero123: Program, photo: Photographer) -> None:
+    """As the number of a user that a container knows nothing of."""
+    photo("a.png", 1)
+    none = {"ZERO123_CACHE_DIR": None}
+    assert zero123.wrapped(HOMELESS, "cutout", "a.png", "-o", "b.png", "--no-cache", env=none).stdout == "b.png\n"
+    zero123.wrapped(HOMELESS, "cutout", "a.png", "-o", "c.png", "--cache-dir", "kept", env=none)
+    for call in (("cutout", "a.png", "-o", "d.png"), ("cache", "dir")):
+        run = zero123.wrapped(HOMELESS, *call, env=none, code=69)
+        assert "error[69]: this user has no home folder; set HOME, or" in run.stderr
+
+
+def test_a_fault_of_ours_is_told_also_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*_: object, **__: object) -> str:
+        raise RuntimeError
+
+    monkeypatch.setattr("platformdirs.user_log_dir", ask)
+    assert "-vv" in file_report(ValueError("x")).remedy
 
 
 def test_project_file_is_the_nearest_upwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

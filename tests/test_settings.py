@@ -608,3 +608,31 @@ def test_bad_toml_names_the_line(tmp_path: Path) -> None:
     path = tmp_path / "p.toml"
     path.write_bytes(b"[cutout]\n# \xe9\n")
     assert "line 2" in refuse(SettingsError, project_file=path)
+
+
+def test_auto_states_that_a_knob_has_no_value(tmp_path: Path) -> None:
+    """A stronger place can take back what a weaker one states."""
+    file = tmp_path / "zero123.toml"
+    file.write_text("[views]\nphoto_elevation = 40\n")
+    key = "views.photo_elevation"
+    assert load(project_file=file).settings.views.photo_elevation == 40
+    for how in (
+        {"flags": {key: "auto"}},
+        {"set_flags": [f"{key}=auto"]},
+        {"environ": {"ZERO123_VIEWS_PHOTO_ELEVATION": " auto "}},
+    ):
+        loaded = load(project_file=file, **how)  # type: ignore[arg-type]
+        assert loaded.settings.views.photo_elevation is None
+        assert not loaded.origins[key].endswith("zero123.toml")
+    file.write_text('[views]\nphoto_elevation = "auto"\n')
+    assert load(project_file=file, environ={"ZERO123_VIEWS_PHOTO_ELEVATION": "7"}).settings.views.photo_elevation == 7
+    assert load(project_file=file).settings.views.photo_elevation is None
+    with pytest.raises(UsageError, match=r'is "high", expected a number from -90 to 90, or "auto"'):
+        load(flags={key: "high"})
+    with pytest.raises(UsageError, match="expected a whole number"):
+        load(set_flags=["seed=auto"])
+
+
+def test_a_flag_is_called_as_people_spell_it() -> None:
+    for key, option in (("lift.scale", "--guidance"), ("lift.refine_steps", "--steps"), ("model.name", "--model")):
+        assert load(flags={key: {"model.name": "x"}.get(key, 3)}).origins[key] == f"flag {option}"

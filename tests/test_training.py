@@ -23,10 +23,18 @@ from zero123cli.diffusion.volume import (
     mean_colour,
     render,
 )
-from zero123cli.errors import DivergedError, MeshError, SettingsError, UnavailableError
+from zero123cli.errors import (
+    DivergedError,
+    MeshError,
+    MissingInputError,
+    SettingsError,
+    UnavailableError,
+    Zero123Error,
+)
 from zero123cli.machine import Backend, has_compiler
 from zero123cli.settings import TrainSettings
 from zero123cli.training import packs, train, viewsets, volumes
+from zero123cli.training.albums import open_album
 from zero123cli.training.targets import compare, compare_torch, look_up, look_up_torch
 from zero123cli.watch import Caution, Progress, silent
 
@@ -256,6 +264,28 @@ def test_packing_what_does_not_fit_together_is_refused(dataset: Path, tmp_path: 
     viewsets.write(dataset / "objects" / "zz" / "zz.safetensors", view_set(99, side=24))
     with pytest.raises(MeshError, match="24 px"):
         packs.pack(viewsets.list_objects(dataset), tmp_path / "p.safetensors", views=3, overwrite=False, watch=silent)
+
+
+def test_datasets_that_do_not_serve_are_told_from_faults_of_ours(dataset: Path, tmp_path: Path) -> None:
+    def refused(data: Path, kind: type[Zero123Error], match: str, net: VolumeDescription = SMALL) -> None:
+        with pytest.raises(kind, match=match):
+            volumes.VolumeTask(data, net)
+
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", MissingInputError, "the dataset is empty")
+    (tmp_path / "photo.png").write_bytes(b"\x89PNG\r\n" + bytes(range(256)))
+    refused(tmp_path / "photo.png", MeshError, "no packed dataset, or damaged")
+    refused(dataset, SettingsError, "its pictures are of 16 px, the model's of 32", replace(SMALL, size=32))
+    bare = tmp_path / "bare"
+    none = replace(view_set(1), inside=np.zeros((0, 0, 0), bool))
+    viewsets.write(bare / "objects" / "aa" / "a.safetensors", none)
+    refused(bare, SettingsError, "does not say what is inside")
+    viewsets.write(bare / "objects" / "bb" / "b.safetensors", view_set(2))
+    refused(bare, MeshError, "not all of one kind")
+    (bare / "objects" / "bb" / "b.safetensors").write_bytes(b"short")
+    refused(bare, MeshError, "no view set, or damaged")
+    with pytest.raises(MeshError, match="no view set, or damaged"):
+        open_album(bare)
 
 
 def test_held_back_objects_are_a_small_share_and_always_the_same() -> None:

@@ -101,6 +101,11 @@ class NothingFoundError(Zero123Error):
     exit_code = 82
 
 
+def of_code(code: int) -> type[Zero123Error]:
+    """The kind of error with this exit code."""
+    return next((kind for kind in Zero123Error.__subclasses__() if kind.exit_code == code), Zero123Error)
+
+
 # Of several inputs the gravest outcome decides: a full disk is never hidden behind an empty photo.
 GRAVITY = (70, 74, 77, 69, 73, 75, 78, 80, 81, 66, 65, 82)
 

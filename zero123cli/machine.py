@@ -53,33 +53,42 @@ def shipped(name: Literal["presets", "assets"]) -> Path:
 
 def preset_folders() -> list[Path]:
     """Where presets are looked for; the user's own come first."""
-    return [config_folder() / "presets", shipped("presets")]
+    own = config_folder()
+    return [*([own / "presets"] if own else []), shipped("presets")]
 
 
-def config_folder() -> Path:
+def own_folder(kind: Literal["config", "cache", "log", "data"]) -> Path:
+    """This user's folder for it."""
     import platformdirs
 
-    return Path(platformdirs.user_config_dir("zero123", appauthor=False))
+    try:
+        return Path(getattr(platformdirs, f"user_{kind}_dir")("zero123", appauthor=False))
+    except RuntimeError as error:  # a number for a user, as in containers
+        raise UnavailableError(
+            "this user has no home folder", remedy="set HOME, or name a folder for the cache: --cache-dir FOLDER"
+        ) from error
+
+
+def config_folder() -> Path | None:
+    """None where there is no home."""
+    try:
+        return own_folder("config")
+    except UnavailableError:
+        return None
 
 
 def cache_folder() -> Path:
     """Where stages are kept unless --cache-dir or ZERO123_CACHE_DIR says otherwise."""
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("zero123", appauthor=False))
+    return own_folder("cache")
 
 
 def log_folder() -> Path:
-    import platformdirs
-
-    return Path(platformdirs.user_log_dir("zero123", appauthor=False))
+    return own_folder("log")
 
 
 def weights_folder() -> Path:
     """Where weights are kept that have no better place: hub files are in the hub's cache, cutters where rembg looks."""
-    import platformdirs
-
-    return Path(platformdirs.user_data_dir("zero123", appauthor=False)) / "weights"
+    return own_folder("data") / "weights"
 
 
 def project_file() -> Path | None:
@@ -95,8 +104,8 @@ def project_file() -> Path | None:
 
 
 def user_file() -> Path | None:
-    path = config_folder() / "config.toml"
-    return path if path.is_file() else None
+    folder = config_folder()
+    return folder / "config.toml" if folder and (folder / "config.toml").is_file() else None
 
 
 def cutter_folders(name: str, environ: Mapping[str, str] = os.environ) -> list[Path]:

@@ -31,8 +31,13 @@ OTHER_VARIABLES = (
     "ZERO123_SHARED_CACHE",
     "ZERO123_LOCK_TIMEOUT",
 )
-OPTIONS = {"model.name": "--model"}  # options that are not called like their knob
+OPTIONS = {  # that are not called like their knob
+    "model.name": "--model",
+    "lift.scale": "--guidance",
+    "lift.refine_steps": "--steps",
+}
 DEFAULT_PRESET = "cpu"
+AUTO = "auto"  # what states that a knob without a value is to have none
 PRESET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # never a path that climbs
 MAX_CHAIN = 4  # presets that extend one another
 MAX_BYTES = 256 * 1024
@@ -408,12 +413,14 @@ def _take(layer: _Layer, knobs: Mapping[str, Knob], key: str) -> object:
         remedy = remedy or "`zero123 presets show` lists every key"
         raise layer.error(f"unknown key {_show(key)}", where=where, remedy=remedy)
     row = knobs[key]
+    if row.default is None and isinstance(raw, str) and raw.strip() == AUTO:
+        return None
     if layer.is_text:
         raw = _parse(row.kind, str(raw))
     try:
         return _accept(row.kind, raw, row.low, row.high)
     except ValueError:
-        expected = f"{row.type_text} {row.allowed}".strip()
+        expected = f"{row.type_text} {row.allowed}".strip() + (f', or "{AUTO}"' if row.default is None else "")
         remedy = _nearest(raw, map(str, row.choices)) if isinstance(raw, str) else ""
         raise layer.error(f"{_show(key)} is {_show(raw)}, expected {expected}", where=where, remedy=remedy) from None
 

@@ -24,6 +24,7 @@ class Result:
     job: Any
     value: Any = None
     failure: str = ""
+    errno: int | None = None  # of a failure that the system reported
 
 
 @dataclass
@@ -90,13 +91,13 @@ def collect(worker: Worker, late: bool) -> tuple[Result, bool]:
     if late:
         return Result(worker.job, failure="it took too long"), True
     try:
-        value, failure = worker.pipe.recv()
+        value, failure, number = worker.pipe.recv()
     except (EOFError, OSError):
         worker.process.join(5)
         code = worker.process.exitcode or 0
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return Result(worker.job, failure=f"its process ended ({how})"), True
-    return Result(worker.job, value, failure), False
+    return Result(worker.job, value, failure, number), False
 
 
 def dismiss(worker: Worker) -> None:
@@ -118,11 +119,11 @@ def serve(work: Callable[[Any], Any], pipe: Connection, memory: int, parent: int
         except (EOFError, OSError):
             return
         try:
-            answer = (work(job), "")
+            answer = (work(job), "", None)
         except MemoryError:
-            answer = (None, "out of memory")
+            answer = (None, "out of memory", None)
         except Exception as error:  # whatever a stranger's file does is told, not raised
-            answer = (None, str(error) or type(error).__name__)
+            answer = (None, str(error) or type(error).__name__, getattr(error, "errno", None))
         if os.getppid() != parent:
             return
         pipe.send(answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -59,7 +60,7 @@ def render(
     What is already rendered is kept: a run that was broken off goes on. Damaged meshes are listed and skipped.
     """
     from .. import machine
-    from ..errors import MeshError, UsageError
+    from ..errors import FULL_DISK, MeshError, UsageError, writing_failed
     from ..training import viewsets
     from ..watch import Progress
     from ..workers import Result, run_jobs
@@ -70,6 +71,7 @@ def render(
     if not sources:
         raise UsageError("there is nothing to render", where="data render", remedy="name meshes, or add --procedural N")
     how = viewsets.Rig(rig.value, views, size, 2, retexture, occupancy, inside.value, seed)
+    make_dataset(out)
     todo = list(viewsets.pending(sources, out, how))
     screen.start(f"data: {len(sources)} objects, {len(sources) - len(todo)} of them done before", 1, 1)
     watch = screen.watcher("")
@@ -77,20 +79,35 @@ def render(
     results = run_jobs(viewsets.make, todo, count=jobs or machine.cores(), seconds=seconds, memory=16 * 10**9)
     for done, result in enumerate(results, 1):
         watch(Progress("render", done, len(todo), f"{len(bad)} damaged" if bad else ""))
+        if result.errno in FULL_DISK:  # no mesh is to blame
+            raise writing_failed(OSError(result.errno, os.strerror(result.errno or 0)), str(out))
         if result.failure:
             bad.append(result)
-            screen.note(f"zero123: skipped: {result.job[0]}: {result.failure}")
+            screen.error(MeshError(result.failure, where=result.job[0]))
     screen.finish(f"data: {len(sources) - len(bad)} of {len(sources)} objects -> {out}")
     screen.stop()
     facts = {"output": str(out), "objects": len(sources) - len(bad), "damaged": [[r.job[0], r.failure] for r in bad]}
     if len(bad) > max_bad * len(sources):
-        raise MeshError(
-            f"{len(bad)} of {len(sources)} objects are damaged",
-            where=str(out),
-            remedy="see the list, or raise --max-bad",
-        )
+        what, remedy = f"{len(bad)} of {len(sources)} objects are damaged", "see the list, or raise --max-bad"
+        error = MeshError(what, where=str(out), remedy=remedy)
+        screen.error(error)
+        if screen.json:
+            screen.result(out, facts | {"status": "error", "code": error.exit_code, "what": what, "remedy": remedy})
+        return error.exit_code
     screen.result(out, facts | {"status": "ok", "code": 0})
     return 0
+
+
+def make_dataset(folder: Path) -> None:
+    """Refuses, before any work, a place where nothing can be written."""
+    from ..errors import OutputError, writing_failed
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise writing_failed(error, str(folder)) from error
+    if not os.access(folder, os.W_OK):
+        raise OutputError("it cannot be written to", where=str(folder), remedy="choose another place with -o")
 
 
 @app.command()

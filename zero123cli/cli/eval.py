@@ -242,7 +242,7 @@ def make_plan(
 def measure(run: Run, dataset: Path | None, limit: int, jobs: int, html: Path | None, *, force: bool) -> int:
     """Shows every object to every model and prints what came of it; the exit code of the whole."""
     from .. import batch, machine
-    from ..errors import UsageError, gravest
+    from ..errors import MeshError, UsageError, gravest, of_code
     from ..evaluation.evaluate import Job, Sheet, mean_cutout, score
     from ..evaluation.evaluate import run as run_all
     from ..evaluation.shapes import load_net, load_prior
@@ -269,25 +269,27 @@ def measure(run: Run, dataset: Path | None, limit: int, jobs: int, html: Path | 
         for name, path in found.items()
     ]
     sheets: dict[str, Sheet] = {}
-    codes = []
+    codes: list[int] = []
+    skipped: dict[str, str] = {}
     for done, result in enumerate(run_all(todo, jobs or machine.cores(), SECONDS), 1):
         watch(Progress("eval", done, len(todo), result.job.name))
         if result.failure:
-            codes.append(65)
-            screen.note(f"zero123: skipped: {result.job.name}: {result.failure}")
+            skipped[result.job.name] = result.failure
+            codes.append(MeshError.exit_code)
+            screen.error(MeshError(result.failure, where=result.job.name))
             continue
         sheets[result.job.name] = result.value
         for row in result.value.rows:
             if row.failure:
                 codes.append(row.code)
-                screen.note(f"zero123: {run.label(row.model)} failed on {row.name}: {row.failure}")
+                screen.error(of_code(row.code)(row.failure, where=f"{row.name}: {run.label(row.model)}"))
     screen.stop()
     ordered = [sheets[name] for name in found if name in sheets]
     scores = [
         score(model, run.protocol.name, [row for sheet in ordered for row in sheet.rows if row.model == model])
         for model in run.rows
     ]
-    show_scores(run, scores)
+    show_scores(run, scores, skipped)
     if html:
         from ..evaluation.page import build_page
 
@@ -347,7 +349,7 @@ def on_view_sets(run: Run, listed: Listed) -> Run:
 # Results --------------------------------------------------------------------------------------------------------------
 
 
-def show_scores(run: Run, scores: Sequence[Score]) -> None:
+def show_scores(run: Run, scores: Sequence[Score], skipped: dict[str, str]) -> None:
     """The tables; with --json they go to stderr, and stdout gets an object for each row, the model's last."""
     from ..evaluation.evaluate import compare, figures_of
 
@@ -369,7 +371,7 @@ def show_scores(run: Run, scores: Sequence[Score]) -> None:
     show_tables(tables, f"protocol {run.protocol.name}: {said}")
     if screen.json:
         for score in scores:
-            screen.result("", as_facts(run, score, against if score is last else {}))
+            screen.result("", as_facts(run, score, skipped, against if score is last else {}))
 
 
 def show_tables(tables: Sequence[Table], note: str = "") -> None:
@@ -476,9 +478,14 @@ def object_table(run: Run, score: Score) -> Table:
     return table
 
 
-def as_facts(run: Run, score: Score, against: dict[str, dict[str, Estimate]]) -> dict[str, Any]:
+def as_facts(
+    run: Run, score: Score, skipped: dict[str, str], against: dict[str, dict[str, Estimate]]
+) -> dict[str, Any]:
     """A row as JSON."""
+    from ..errors import MeshError, gravest
+
     good = [row for row in score.rows if not row.failure]
+    code = gravest([row.code for row in score.rows if row.failure] + [MeshError.exit_code] * len(skipped))
     facts: dict[str, Any] = {
         "protocol": run.protocol.name,
         "how": run.protocol.says,
@@ -492,8 +499,9 @@ def as_facts(run: Run, score: Score, against: dict[str, dict[str, Estimate]]) ->
             for row in score.rows
         ],
         "photo_elevation": run.plan.elevation_deg,
-        "status": "ok" if len(good) == len(score.rows) and good else "error",
-        "code": 0,
+        "skipped": [{"name": name, "failure": why} for name, why in skipped.items()],
+        "status": "error" if code else "ok",
+        "code": code,
     }
     if against:
         facts["minus"] = {row: {key: as_numbers(one) for key, one in found.items()} for row, found in against.items()}

@@ -43,6 +43,20 @@ Colour = Annotated[ColourKind, typer.Option("--color", help="Colour on stderr.",
 Force = Annotated[bool, typer.Option("--force", help="Replace existing outputs.", rich_help_panel=OUTPUT)]
 
 
+PhotoElevation = Annotated[
+    str | None,
+    typer.Option(metavar="auto|DEG", help="Degrees above the horizon of the photo's camera.", show_default="auto"),
+]
+
+
+def read_elevation(text: str | None) -> float | str | None:
+    """As the settings take it: what is no number is for them to judge."""
+    try:
+        return text if text is None else float(text)
+    except ValueError:
+        return text
+
+
 class DtypeKind(StrEnum):
     auto = "auto"
     float32 = "float32"

@@ -28,9 +28,7 @@ def reconstruct(
         list[str] | None,
         typer.Option(metavar="FILE@AZ[,EL]", help="A further photo of the same object; may be repeated."),
     ] = None,
-    photo_elevation: Annotated[
-        str | None, typer.Option(metavar="auto|DEG", help="How high the photo's camera stands.", show_default="auto")
-    ] = None,
+    photo_elevation: options.PhotoElevation = None,
     foreground_ratio: Annotated[
         float | None, typer.Option(help="Longer side of the object / side of the frame.", show_default="0.80")
     ] = None,
@@ -93,7 +91,7 @@ def reconstruct(
         "seed": seed,
         "model.name": model,
         "cutout.foreground_ratio": foreground_ratio,
-        "views.photo_elevation": read_elevation(photo_elevation),
+        "views.photo_elevation": options.read_elevation(photo_elevation),
         "lift.steps": steps,
         "lift.refine_steps": steps,
         "lift.scale": guidance,
@@ -147,18 +145,6 @@ def reconstruct(
     )
 
 
-def read_elevation(text: str | None) -> float | None:
-    """Degrees, or None to have it guessed."""
-    from ..errors import UsageError
-
-    if text is None or text == "auto":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise UsageError(f"{text!r} is no angle", where="--photo-elevation", remedy="give degrees, or auto") from None
-
-
 def read_also(text: str) -> tuple[str, float, float | None]:
     """A file, its azimuth from the first photo's, and its elevation if it is given."""
     from ..errors import UsageError
@@ -166,7 +152,7 @@ def read_also(text: str) -> tuple[str, float, float | None]:
     path, at, place = text.rpartition("@")
     try:
         azimuth, *rest = [float(part) for part in place.split(",")]
-        if not at or not path or len(rest) > 1 or not abs(azimuth) <= 360 or any(abs(part) > 90 for part in rest):
+        if not at or not path or len(rest) > 1 or not abs(azimuth) <= 360 or not all(abs(part) <= 90 for part in rest):
             raise ValueError
     except ValueError:
         remedy = "write FILE@AZIMUTH or FILE@AZIMUTH,ELEVATION, such as back.jpg@180"

@@ -56,14 +56,7 @@ def views(
     samples: Annotated[
         int, typer.Option(min=1, max=1000, help="Pictures of each view, all different.", rich_help_panel=WHERE)
     ] = 1,
-    photo_elevation: Annotated[
-        float | None,
-        typer.Option(
-            help="Degrees above the horizon of the photo's camera.",
-            show_default="guessed, or 0",
-            rich_help_panel=WHERE,
-        ),
-    ] = None,
+    photo_elevation: options.PhotoElevation = None,
     model: Annotated[
         str | None,
         typer.Option(help="A name of `zero123 models list`, a file or a folder.", rich_help_panel=options.SETTINGS),
@@ -121,7 +114,7 @@ def views(
         "seed": seed,
         "model.name": model,
         "model.pose_kind": pose_kind.value if pose_kind else None,
-        "views.photo_elevation": photo_elevation,
+        "views.photo_elevation": options.read_elevation(photo_elevation),
         "views.sampler": sampler,
         "views.steps": steps,
         "views.guidance": guidance,

@@ -14,9 +14,8 @@ import numpy as np
 from safetensors import safe_open
 
 from ..artifacts import HEAD
-from ..errors import MissingInputError
 from .packs import open_pack
-from .viewsets import list_objects
+from .viewsets import list_objects, refuse_empty, told_if_damaged
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,7 @@ class Album:
 def open_album(data: Path) -> Album:
     """The album of a packed file or of a dataset's folder."""
     album = open_packed(data) if data.is_file() else open_folder(data)
-    if not album.names:
-        raise MissingInputError("the dataset is empty", where=str(data), remedy="run `zero123 data render` first")
+    refuse_empty(data, album.names)
     return album
 
 
@@ -60,7 +58,7 @@ def open_folder(data: Path) -> Album:
     names = []
     size = 0
     for path in paths:
-        with safe_open(path, "np") as file:
+        with told_if_damaged(path), safe_open(path, "np") as file:
             names.append(json.loads(file.metadata()[HEAD])["name"])
             size = size or file.get_slice("rgba").get_shape()[1]
 

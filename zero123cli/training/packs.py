@@ -22,7 +22,7 @@ from .. import durable
 from ..artifacts import read_head, with_head
 from ..errors import MeshError
 from ..watch import Progress, Watch
-from .viewsets import ViewSet, read
+from .viewsets import ViewSet, read, told_if_damaged
 
 QUALITY = 70  # of WebP's colours; alpha is kept exactly
 
@@ -100,6 +100,7 @@ def encode_inside(one: ViewSet) -> bytes:
 
 
 def open_pack(path: Path) -> Pack:
-    raw = path.read_bytes()
-    head = read_head(raw)
-    return Pack(tuple(head["names"]), head["size"], head["resolution"], **load(raw))
+    with told_if_damaged(path, "packed dataset", "pack"):
+        raw = path.read_bytes()
+        head = read_head(raw)
+        return Pack(tuple(head["names"]), head["size"], head["resolution"], **load(raw))

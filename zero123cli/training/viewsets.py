@@ -233,7 +233,7 @@ def read_name(head: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def told_if_damaged(path: Path) -> Iterator[None]:
+def told_if_damaged(path: Path, kind: str = "view set", maker: str = "render") -> Iterator[None]:
     """What reading a file may raise, as what a user can mend."""
     try:
         yield
@@ -241,13 +241,18 @@ def told_if_damaged(path: Path) -> Iterator[None]:
         reason = (error.strerror or "unreadable").lower()
         raise MissingInputError(reason, where=str(path), remedy="check the path and its permissions") from error
     except Exception as error:  # whatever a damaged file, or one of another kind, lacks
-        remedy = "render it again with `zero123 data render`"
-        raise MeshError("no view set, or damaged", where=str(path), remedy=remedy) from error
+        remedy = f"make it again with `zero123 data {maker}`"
+        raise MeshError(f"no {kind}, or damaged", where=str(path), remedy=remedy) from error
 
 
 def list_objects(folder: Path) -> list[Path]:
     """All view sets of a dataset, in an order of their own that never changes."""
     return sorted((folder / "objects").glob("*/*.safetensors"))
+
+
+def refuse_empty(data: Path, names: Sequence[str]) -> None:
+    if not names:
+        raise MissingInputError("the dataset is empty", where=str(data), remedy="run `zero123 data render` first")
 
 
 def hold_out(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

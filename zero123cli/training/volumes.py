@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..diffusion.volume import ELEVATIONS, Framing, Volume, VolumeDescription, VolumeNet, covered, render
+from ..errors import MeshError, SettingsError
 from .packs import open_pack
 from .targets import compare, look_up
 from .train import Batch
-from .viewsets import hold_out, list_objects, read
+from .viewsets import hold_out, list_objects, read, refuse_empty
 
 SEEN = 32  # px of the second pictures
 RENDERED = 3  # one picture in so many is also rendered from elsewhere: that costs more than it teaches
@@ -33,6 +34,15 @@ class VolumeTask:
     def __init__(self, data: Path, description: VolumeDescription) -> None:
         self.description = description
         pictures, inside, poses, squares, names = read_objects(data)
+        if pictures.shape[2] != description.size:
+            raise SettingsError(
+                f"its pictures are of {pictures.shape[2]} px, the model's of {description.size}",
+                where=str(data),
+                remedy=f"run `zero123 data render` with --size {description.size}",
+            )
+        if not inside.size:
+            remedy = "run `zero123 data render` with --occupancy 64"
+            raise SettingsError("it does not say what is inside the objects", where=str(data), remedy=remedy)
         self.pictures = pictures  # uint8 (M, N, S, S, 4)
         self.inside = inside  # uint8 (M, R^3 / 8), packed
         self.cells = round((inside.shape[1] * 8) ** (1 / 3))
@@ -134,10 +144,15 @@ def read_objects(data: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
     """Pictures, packed inside, poses, squares and names, of a packed file or a dataset's folder."""
     if data.is_file():
         pack = open_pack(data)
+        refuse_empty(data, pack.names)
         count = len(pack.names)
         inside = np.stack([np.packbits(pack.inside(k).ravel()) for k in range(count)])
         return np.stack([pack.pictures(k) for k in range(count)]), inside, pack.poses, pack.squares, list(pack.names)
     sets = [read(path) for path in list_objects(data)]
+    refuse_empty(data, [one.name for one in sets])
+    if len({(one.rgba.shape, one.inside.shape) for one in sets}) > 1:
+        remedy = "render them again into a folder of their own"
+        raise MeshError("its view sets are not all of one kind", where=str(data), remedy=remedy)
     return (
         np.stack([one.rgba for one in sets]),
         np.stack([np.packbits(one.inside.ravel()) for one in sets]),
