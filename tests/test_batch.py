@@ -106,6 +106,13 @@ def test_folders_patterns_and_repetitions_name_each_photo_once(
     assert {outcome.exit_code for outcome in missing} == {66}
 
 
+def test_a_folder_that_is_called_like_a_photo_is_none(tmp_path: Path) -> None:
+    (tmp_path / "sub.png").mkdir()
+    (tmp_path / "a.png").write_bytes(b"")
+    sources, missing = gather([str(tmp_path)])
+    assert [Path(source).name for source in sources] == ["a.png"] and not missing
+
+
 def test_a_photo_whose_name_is_also_a_pattern_is_taken_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo: Photographer
 ) -> None:
@@ -146,6 +153,8 @@ def test_outputs_keep_the_names_of_their_inputs(tmp_path: Path, monkeypatch: pyt
     assert targets(["in/a.jpg"], "there") == ["there/a.png"]
     assert targets(["in/a.jpg", "b.png"], "new") == ["new/a.png", "new/b.png"]
     assert targets(["in/a.jpg", "-"], "new/{stem}-x.png") == ["new/a-x.png", "new/stdin-x.png"]
+    (tmp_path / "a{b}").mkdir()
+    assert targets(["in/a.jpg"], "a{b}") == ["a{b}/a.png"]
     assert targets(["{stem}.jpg", "%s{0}.jpg"], "new/{stem}.png") == ["new/{stem}.png", "new/%s{0}.png"]
 
 
@@ -162,7 +171,7 @@ def test_outputs_keep_the_names_of_their_inputs(tmp_path: Path, monkeypatch: pyt
         (["x.png"], "{}.png", "{stem}"),
         (["x.png"], "{stem.png", "{stem}"),
         (["x.png"], "x.jpg", ".png"),
-        (["x.png"], "x", ".png"),
+        (["x.png"], "x", "with a slash for a folder"),
         (["x.png"], "", ".png"),
         (["x.png"], "-", ".png"),
     ],

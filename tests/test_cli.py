@@ -30,11 +30,11 @@ HELPS = {
     "presets list": "--json",
     "presets show": "--origin --set --json",
     "cache": "dir list verify prune clear",
-    "cache dir": "--cache-dir",
+    "cache dir": "--json --cache-dir",
     "cache list": "--json --cache-dir",
     "cache verify": "--repair --json --cache-dir",
-    "cache prune": "--max-size --cache-dir --shared-cache",
-    "cache clear": "--cache-dir --shared-cache",
+    "cache prune": "--max-size --json --cache-dir --shared-cache",
+    "cache clear": "--json --cache-dir --shared-cache",
     "doctor": "--json --color --cache-dir --shared-cache",
 }
 VERBS = ["", "cutout", "presets", "cache", "doctor"]
@@ -244,6 +244,28 @@ def test_missing_weights_are_69_and_the_command_is_said(zero123: Program, photo:
     assert "zero123 models pull u2net" in row["remedy"] and row["remedy"] in line
 
 
+@pytest.mark.parametrize(
+    ("call", "verb"),
+    [("views -o", "views"), ("eval shape --limit", "eval shape"), ("--nothing", ""), ("cache", "cache")],
+)
+def test_a_wrong_call_points_to_the_help_of_its_verb(zero123: Program, call: str, verb: str) -> None:
+    line, _ = fails(zero123, 2, *call.split())
+    assert line.endswith(f"see: {' '.join(['zero123', *verb.split()])} --help")
+
+
+def test_what_the_cache_tells_is_also_json(zero123: Program, photo: Photographer) -> None:
+    photo()
+    zero123("cutout", "disc.png")
+    assert Path(json.loads(zero123("cache", "dir", "--json").stdout)["path"]).is_dir()
+    assert json.loads(zero123("cache", "prune", "--max-size", "0", "--json").stdout)["dropped"] == 1
+    assert json.loads(zero123("cache", "clear", "--json").stdout) == {
+        "dropped": 0,
+        "freed": 0,
+        "status": "ok",
+        "code": 0,
+    }
+
+
 def test_an_output_that_exists_is_73_until_forced(zero123: Program, photo: Photographer) -> None:
     photo()
     (zero123.folder / "mine.png").write_bytes(b"mine")
@@ -259,6 +281,9 @@ def test_a_licence_that_was_not_accepted_is_77(zero123: Program, photo: Photogra
     line, _ = fails(zero123, 77, "cutout", "disc.jpg", "--cutter", "bria-rmbg")
     assert "--accept-licence" in line
     fails(zero123, 69, "cutout", "disc.jpg", "--cutter", "bria-rmbg", "--accept-licence")
+    for verb in (("reconstruct",), ("views", "--azimuth", "90")):
+        assert "--accept-licence" in fails(zero123, 77, *verb, "disc.jpg", "--cutter", "bria-rmbg")[0]
+        fails(zero123, 69, *verb, "disc.jpg", "--cutter", "bria-rmbg", "--accept-licence")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="permissions work otherwise on Windows")
@@ -269,7 +294,11 @@ def test_a_cache_that_others_can_write_to_is_77_unless_trusted(zero123: Program,
     shared.chmod(0o777)
     line, _ = fails(zero123, 77, "cutout", "disc.png", "--cache-dir", "shared")
     assert "--shared-cache" in line
+    (zero123.folder / "objects").mkdir()
+    line, _ = fails(zero123, 77, "eval", "shape", "objects", "--model", "sphere", "--cache-dir", "shared")
+    assert "--shared-cache" in line
     assert os.listdir(shared) == []
+    fails(zero123, 66, "eval", "shape", "objects", "--model", "sphere", "--cache-dir", "shared", "--shared-cache")
     fails(zero123, 69, "doctor", "--cache-dir", "shared")
     zero123("cutout", "disc.png", "--cache-dir", "shared", "--shared-cache")
     zero123("cutout", "disc.png", "--cache-dir", "shared", env={"ZERO123_SHARED_CACHE": "1"})

@@ -101,6 +101,8 @@ def test_a_second_photo_makes_another_field(reconstruct: Any, warm: None, photo:
         ("--height", "-3cm"),
         ("--also", "back.png"),
         ("--also", "back.png@x"),
+        ("--also", "back.png@90,nan"),
+        ("--guidance", "-1"),
         ("--up", "x"),
         ("--front", "y"),
         ("--origin", "corner"),

@@ -345,7 +345,6 @@ def test_json_tells_what_was_made(call: Call) -> None:
         ("--azimuth 90 --distance 1.5", "--distance"),
         ("--azimuth 90 --distance nan", "--distance"),
         ("--azimuth 90 --photo-elevation 100", "--photo-elevation"),
-        ("--azimuth 90 --azimuth 450", "both write"),
         ("--azimuth 90 -o view.jpg", ".jpg"),
         ("--count 2 -o disc.png", "replace an input"),
         ("--azimuth 90 --sampler euler", "--sampler"),
@@ -411,6 +410,14 @@ def test_the_embedded_model_answers_when_none_is_named(call: Call) -> None:
     assert out.split() == ["side.png"] and "pocket on " in err
     with Image.open("side.png") as picture:
         assert picture.size == (64, 64)
+
+
+def test_a_view_that_is_asked_for_twice_is_drawn_once_into_a_folder(call: Call) -> None:
+    twice = ("disc.png", "--azimuth", "90", "--azimuth", "450", "--device", "cpu")
+    assert len(call(*twice, "-o", "views/", quick=())[0].split()) == 1
+    assert call(*twice, "-o", "there-and-back.gif", quick=())[0].split() == ["there-and-back.gif"]
+    with Image.open("there-and-back.gif") as animation:
+        assert getattr(animation, "n_frames", 1) <= 2
 
 
 def test_a_model_that_is_not_there(call: Call) -> None:

@@ -20,7 +20,7 @@ from zero123cli.cameras import Viewpoint
 from zero123cli.diffusion import checkpoints
 from zero123cli.diffusion.viewmodel import Description, ViewModel
 from zero123cli.diffusion.volume import VolumeDescription, VolumeNet
-from zero123cli.errors import WeightsError
+from zero123cli.errors import UsageError, WeightsError
 from zero123cli.stages import views as stage
 from zero123cli.watch import silent
 
@@ -134,6 +134,8 @@ def test_a_volume_alone_is_told_by_its_header_and_refused_when_damaged(alone: Pa
     facts = checkpoints.inspect(alone)
     assert facts["kind"] == "volume" and facts["licence"] == "CC0"
     assert facts["parameters"] == {"volume": sum(p.numel() for p in VolumeNet(NET).parameters())}
+    with pytest.raises(UsageError, match="compact as it is"):
+        checkpoints.convert(alone, alone.with_name("x.safetensors"), ema=True, pose_kind=None, dtype="float16")
     tensors = load_file(alone)
     first = next(iter(tensors))
     for broken in ({k: v for k, v in tensors.items() if k != first}, tensors | {first: torch.zeros(3)}):

@@ -86,11 +86,12 @@ def gather(inputs: Sequence[str]) -> tuple[list[str], list[Outcome]]:
 
 def photos_in(folder: str) -> list[str]:
     """The photos right inside a folder, hidden ones left out."""
-    return [
+    named = [
         os.path.join(folder, name)
         for name in sorted(os.listdir(folder))
         if os.path.splitext(name)[1].lower() in PHOTO_SUFFIXES and not name.startswith(".")
     ]
+    return [path for path in named if not os.path.isdir(path)]
 
 
 def stem_of(source: str) -> str:
@@ -116,6 +117,9 @@ def plan(
     for item in items:
         if item.target.suffix.lower() not in suffixes:
             known = " ".join(suffixes)
+            if not item.target.suffix:
+                remedy = f"end it with a slash for a folder, or with {known}"
+                raise UsageError(f"{item.target} could be a file or a folder", where="-o", remedy=remedy)
             raise UsageError(
                 f'outputs of the kind "{item.target.suffix}" are not written here', where="-o", remedy=f"use {known}"
             )
@@ -128,6 +132,8 @@ def plan(
 
 
 def as_template(out: str, count: int, name: str) -> str:
+    if os.path.isdir(out):
+        return os.path.join(out, name)
     if "{" in out.replace("{stem}", ""):
         raise UsageError(f"{out} holds an unknown placeholder", where="-o", remedy="{stem} is the only one")
     if is_folder(out):

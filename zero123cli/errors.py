@@ -145,5 +145,5 @@ def writing_failed(error: OSError, where: str) -> Zero123Error:
     if error.errno in FULL_DISK:
         return DiskError(reason.lower(), where=where, remedy="free some space and run it again")
     if error.errno in NOT_WRITABLE:
-        return OutputError(f"cannot be written: {reason.lower()}", where=where, remedy="choose another place with -o")
+        return OutputError(f"cannot be written: {reason.lower()}", where=where, remedy="choose another place")
     return DiskError(f"writing failed: {reason.lower()}", where=where, remedy="check the disk and run it again")

@@ -24,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         signals.let_go()
     except signals.Interrupted as stopped:
         screen.stop()
-        screen.note("zero123: stopped; what was finished is kept: run it again to go on")
+        kept = "" if "--no-cache" in sys.argv else "; what was finished is kept: run it again to go on"
+        screen.note(f"zero123: stopped{kept}")
         signals.die_of(stopped.number)
     sys.exit(code)
 
@@ -60,7 +61,7 @@ def run(arguments: list[str]) -> int:
         failure, cause = error, error
     except TyperException as wrong:
         context, option = getattr(wrong, "ctx", None), getattr(wrong, "param", None)
-        remedy = f"see: {context.command_path if context else 'zero123'} --help"
+        remedy = f"see: {context.command_path if context else verb_of(arguments)} --help"
         source = context.get_parameter_source(option.name) if context and option else None
         kind = SettingsError if source and source.name == "ENVIRONMENT" else UsageError
         failure, cause = kind(wrong.format_message().rstrip("."), remedy=remedy), wrong
@@ -78,21 +79,40 @@ def run(arguments: list[str]) -> int:
 
 def asks_help(arguments: list[str]) -> bool:
     """Prints the help of a verb when nothing else is asked; Typer's own way to it imports twice as much."""
-    from typer import Context, echo
+    from typer import echo
+
+    *verbs, last = arguments or [""]
+    if last not in ("-h", "--help"):
+        return False
+    context = walk(verbs)
+    if context is None:
+        return False
+    echo(context.command.get_help(context))
+    return True
+
+
+def verb_of(arguments: list[str]) -> str:
+    """What of a call names a verb."""
+    for count in (2, 1):
+        context = walk(arguments[:count])
+        if context is not None and len(arguments) >= count:
+            return context.command_path
+    return "zero123"
+
+
+def walk(verbs: list[str]) -> Any:
+    """The context of the verb that is called so, or None."""
+    from typer import Context
     from typer.core import TyperGroup
     from typer.main import get_command
 
     from .app import app
 
-    *verbs, last = arguments or [""]
-    if last not in ("-h", "--help"):
-        return False
     command: Any = get_command(app)
     context = Context(command, info_name="zero123", **command.context_settings)
     for verb in verbs:
         if not isinstance(command, TyperGroup) or verb not in command.commands:
-            return False
+            return None
         command = command.commands[verb]
         context = Context(command, info_name=verb, parent=context, **command.context_settings)
-    echo(command.get_help(context))
-    return True
+    return context

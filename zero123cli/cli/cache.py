@@ -17,11 +17,12 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 @app.command("dir")
-def dir_(cache_dir: options.CacheDir = None) -> None:
+def dir_(json: options.Json = False, cache_dir: options.CacheDir = None) -> None:
     """Print the cache folder."""
     from .session import cache_root
 
-    screen.result(cache_root(cache_dir))
+    root = cache_root(cache_dir)
+    screen.result(root, {"path": str(root)})
 
 
 @app.command("list")
@@ -74,7 +75,9 @@ def verify(
     if damaged and repair:
         put_aside(root, damaged)
     if damaged:
+        stuck = repair and any(entry.folder.exists() for entry in damaged)
         remedy = "they will be made anew" if repair else "run: zero123 cache verify --repair"
+        remedy = "they cannot be put aside: the cache cannot be written to" if stuck else remedy
         raise CacheDamageError(f"{len(damaged)} of {len(found)} entries are damaged", where=str(root), remedy=remedy)
     screen.note(f"{len(found)} entries, all sound")
 
@@ -82,6 +85,7 @@ def verify(
 @app.command()
 def prune(
     max_size: Annotated[str, typer.Option("--max-size", metavar="SIZE", help="What may stay, such as 500M or 20G.")],
+    json: options.Json = False,
     cache_dir: options.CacheDir = None,
     shared_cache: options.SharedCache = False,
 ) -> None:
@@ -100,7 +104,9 @@ def prune(
 
 
 @app.command()
-def clear(cache_dir: options.CacheDir = None, shared_cache: options.SharedCache = False) -> None:
+def clear(
+    json: options.Json = False, cache_dir: options.CacheDir = None, shared_cache: options.SharedCache = False
+) -> None:
     """Drop everything that is kept. Runs that are under way at worst do their work again."""
     from ..cache import clear as clear_cache
     from ..cache import refuse_no_cache
@@ -113,6 +119,8 @@ def clear(cache_dir: options.CacheDir = None, shared_cache: options.SharedCache 
 
 def report(dropped: int, freed: int) -> None:
     screen.note(f"{dropped} entries dropped, {as_size(freed)} freed")
+    if screen.json:
+        screen.result("", {"dropped": dropped, "freed": freed, "status": "ok", "code": 0})
 
 
 def parse_size(text: str) -> int:

@@ -24,18 +24,17 @@ def cutout(
             "-o", "--output", metavar="OUT", help="A .png; for several inputs a folder or a name with {stem}."
         ),
     ] = None,
-    cutter: Annotated[
-        str | None, typer.Option(help="auto, pocket-cutter, classical, u2net ...: see `zero123 presets show`.")
+    cutter: options.Cutter = None,
+    mask: options.Mask = None,
+    keep: Annotated[
+        str | None, typer.Option(help="Of several objects: largest or all.", rich_help_panel=options.OBJECT)
     ] = None,
-    mask: Annotated[str | None, typer.Option(help="Where the mask comes from: auto, alpha, remove, keep.")] = None,
-    keep: Annotated[str | None, typer.Option(help="Of several objects: largest or all.")] = None,
-    foreground_ratio: Annotated[
-        float | None, typer.Option(help="Longer side of the object / side of the frame.", show_default="0.80")
+    foreground_ratio: options.ForegroundRatio = None,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Side of the square cutout, px.", show_default="512", rich_help_panel=options.OBJECT),
     ] = None,
-    size: Annotated[int | None, typer.Option(help="Side of the square cutout, px.", show_default="512")] = None,
-    accept_licence: Annotated[
-        bool, typer.Option("--accept-licence", help="You agree to the licence of the chosen cutter.")
-    ] = False,
+    accept_licence: options.AcceptLicence = False,
     force: options.Force = False,
     preset: options.Preset = None,
     set_: options.Set = None,

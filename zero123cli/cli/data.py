@@ -54,6 +54,7 @@ def render(
     verbose: options.Verbose = 0,
     progress: options.Progress = options.ProgressKind.auto,
     color: options.Colour = options.ColourKind.auto,
+    offline: options.Offline = False,
 ) -> int:
     """Render meshes from many sides by ray casting: pictures, poses, depth, normals and what is inside.
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from ..cache import Cache
     from ..evaluation.evaluate import Protocol, Score
     from ..evaluation.metrics import Estimate
     from ..evaluation.published import Published
@@ -48,9 +49,8 @@ Dataset = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Option(help="A name of `zero123 models list`, a file, a folder, or one of the rows that need no model."),
+    typer.Option(help="pocket, one of `zero123 models list`, a file, a folder, or a row without a model."),
 ]
-PoseKind = Annotated[options.PoseKind | None, typer.Option(help="What the model's fourth pose number means.")]
 Limit = Annotated[int, typer.Option(min=0, help="Only the first so many objects by name; 0 for all.")]
 Jobs = Annotated[int, typer.Option(min=0, max=256, help="Processes; 0 for one a core.")]
 Html = Annotated[Path | None, typer.Option(help="Also a page with pictures of every object, in one file.")]
@@ -87,6 +87,7 @@ def shape(
     html: Html = None,
     compare: Compare = None,
     with_published: WithPublished = False,
+    pose_kind: options.PoseFormula = None,
     device: options.Device = "auto",
     dtype: options.Dtype = options.DtypeKind.auto,
     force: options.Force = False,
@@ -97,17 +98,27 @@ def shape(
     verbose: options.Verbose = 0,
     progress: options.Progress = options.ProgressKind.auto,
     color: options.Colour = options.ColourKind.auto,
+    offline: options.Offline = False,
     cache_dir: options.CacheDir = None,
     no_cache: options.NoCache = False,
+    refresh: options.Refresh = False,
+    shared_cache: options.SharedCache = False,
+    lock_timeout: options.LockTimeout = 600.0,
 ) -> int:
     """Shapes from one photo of each object: IoU and Chamfer distance, or F-scores."""
     from ..evaluation import evaluate, published, shapes
+    from .session import open_cache
 
     screen.configure(json=json, quiet=quiet, verbose=verbose, progress=progress.value, color=color.value)
     if compare:
         return show_comparison(*compare)
-    knobs = {"model.name": None if model in shapes.SHAPES else model, "views.photo_elevation": photo_elevation}
-    plan = make_plan(preset, set_, knobs, device, dtype.value, cache_dir, no_cache=no_cache)
+    knobs = {
+        "model.name": None if model in shapes.SHAPES else model,
+        "model.pose_kind": pose_kind.value if pose_kind else None,
+        "views.photo_elevation": photo_elevation,
+    }
+    cache = open_cache(cache_dir, no_cache=no_cache, refresh=refresh, shared=shared_cache, lock_timeout=lock_timeout)
+    plan = make_plan(preset, set_, knobs, device, dtype.value, cache)
     plan = replace(plan, elevation_deg=photo_elevation, threshold=threshold, mirrored=mirrored)
     run = Run(
         title="shape",
@@ -134,7 +145,7 @@ def views(
     lpips: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Weights of LPIPS: AlexNet and linear layers as an .npz.")
     ] = None,
-    pose_kind: PoseKind = None,
+    pose_kind: options.PoseFormula = None,
     sampler: Annotated[str | None, typer.Option(help="ddim-original, ddim, dpm++ or unipc.")] = None,
     steps: Annotated[int | None, typer.Option(help="Network calls a view.", show_default="50")] = None,
     guidance: Annotated[float | None, typer.Option(help="How much more the photo counts.", show_default="3.0")] = None,
@@ -152,8 +163,12 @@ def views(
     verbose: options.Verbose = 0,
     progress: options.Progress = options.ProgressKind.auto,
     color: options.Colour = options.ColourKind.auto,
+    offline: options.Offline = False,
     cache_dir: options.CacheDir = None,
     no_cache: options.NoCache = False,
+    refresh: options.Refresh = False,
+    shared_cache: options.SharedCache = False,
+    lock_timeout: options.LockTimeout = 600.0,
 ) -> int:
     """Views of each object from its one photo: PSNR, SSIM, LPIPS and the masks' overlap."""
     from .. import machine, pipeline
@@ -161,6 +176,7 @@ def views(
     from ..diffusion.lonevolume import KIND
     from ..evaluation import evaluate, published
     from ..evaluation.views import BASELINES, VIEWS
+    from .session import open_cache
 
     screen.configure(json=json, quiet=quiet, verbose=verbose, progress=progress.value, color=color.value)
     if compare:
@@ -174,7 +190,8 @@ def views(
         "views.steps": steps,
         "views.guidance": guidance,
     }
-    plan = make_plan(preset, set_, knobs, device, dtype.value, cache_dir, no_cache=no_cache)
+    cache = open_cache(cache_dir, no_cache=no_cache, refresh=refresh, shared=shared_cache, lock_timeout=lock_timeout)
+    plan = make_plan(preset, set_, knobs, device, dtype.value, cache)
     plan = replace(plan, elevation_deg=photo_elevation, mirrored=mirrored, size=size, views=True)
     name = plan.settings.model.name
     if model in VIEWS or not name:
@@ -226,23 +243,21 @@ def make_plan(
     knobs: dict[str, Any],
     device: str,
     dtype: str,
-    cache_dir: Path | None,
-    *,
-    no_cache: bool,
+    cache: Cache,
 ) -> Plan:
     from .. import machine
     from ..evaluation.rig import Plan
-    from .session import open_cache, read_settings
+    from .session import read_settings
 
     settings = read_settings(preset, set_, knobs).settings
     backend = machine.pick(device, dtype) if settings.model.name else machine.Backend("cpu", "float32", "CPU")
-    return Plan(settings, backend, open_cache(cache_dir, no_cache=no_cache, shared=False))
+    return Plan(settings, backend, cache)
 
 
 def measure(run: Run, dataset: Path | None, limit: int, jobs: int, html: Path | None, *, force: bool) -> int:
     """Shows every object to every model and prints what came of it; the exit code of the whole."""
     from .. import batch, machine
-    from ..errors import MeshError, UsageError, gravest, of_code
+    from ..errors import MeshError, UsageError, gravest, of_code, writing_failed
     from ..evaluation.evaluate import Job, Sheet, mean_cutout, score
     from ..evaluation.evaluate import run as run_all
     from ..evaluation.shapes import load_net, load_prior
@@ -295,7 +310,10 @@ def measure(run: Run, dataset: Path | None, limit: int, jobs: int, html: Path | 
 
         labels = {row: run.label(row) for row in run.rows}
         page = build_page(run.title, run.protocol, scores, ordered, labels, run.published)
-        batch.write_output(html, page.encode(), force=force)
+        try:
+            batch.write_output(html, page.encode(), force=force)
+        except OSError as error:
+            raise writing_failed(error, str(html)) from error
         screen.note(f"eval: pictures -> {html}")
     screen.finish(f"eval {run.title}: {len(ordered)} of {len(found)} objects, {time.monotonic() - started:.1f} s")
     return gravest(codes)

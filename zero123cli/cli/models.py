@@ -209,7 +209,9 @@ def inspect(
         "pose kind": facts["pose_kind"] if facts["pose_kind"] != "unknown" else "not said: give --pose-kind",
         "licence": facts["licence"] or "not said",
         "picture": facts["picture"],
-        "unet": f"{' '.join(map(str, facts['unet']))} channels, {facts['context']} of context",
+        "denoiser": f"{' '.join(map(str, facts['unet']))} channels, {facts['context']} of context"
+        if facts["unet"]
+        else "none: what the volume shows is the answer",
         "parameters": f"{total / 1e6:.1f} M: {parts}",
         "precision": facts["precision"],
         "averaged": "yes, and used" if facts["ema"] else "no",

@@ -29,7 +29,23 @@ def folder(text: str) -> Path:
     return Path(text)
 
 
-OUTPUT, SETTINGS, CACHE = "Output", "Settings", "Cache"
+OBJECT, OUTPUT, SETTINGS, CACHE = "The object", "Output", "Settings", "Cache"
+
+Cutter = Annotated[
+    str | None,
+    typer.Option(help="auto, pocket-cutter, classical, u2net ...: see `zero123 presets show`.", rich_help_panel=OBJECT),
+]
+Mask = Annotated[
+    str | None, typer.Option(help="Where the mask comes from: auto, alpha, remove, keep.", rich_help_panel=OBJECT)
+]
+ForegroundRatio = Annotated[
+    float | None,
+    typer.Option(help="Longer side of the object / side of the frame.", show_default="0.80", rich_help_panel=OBJECT),
+]
+AcceptLicence = Annotated[
+    bool,
+    typer.Option("--accept-licence", help="You agree to the licence of the chosen cutter.", rich_help_panel=OBJECT),
+]
 
 Json = Annotated[bool, typer.Option("--json", help="Results as JSON, one object a line.", rich_help_panel=OUTPUT)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.", rich_help_panel=OUTPUT)]
@@ -45,7 +61,12 @@ Force = Annotated[bool, typer.Option("--force", help="Replace existing outputs."
 
 PhotoElevation = Annotated[
     str | None,
-    typer.Option(metavar="auto|DEG", help="Degrees above the horizon of the photo's camera.", show_default="auto"),
+    typer.Option(
+        metavar="auto|DEG",
+        help="Degrees above the horizon of the photo's camera.",
+        show_default="auto",
+        rich_help_panel=OBJECT,
+    ),
 ]
 
 
@@ -69,6 +90,17 @@ class PoseKind(StrEnum):
     stable = "stable"
 
 
+PoseFormula = Annotated[
+    PoseKind | None,
+    typer.Option("--pose-kind", help="What the model's fourth pose number means.", rich_help_panel=SETTINGS),
+]
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="One of `zero123 models list`, a file or a folder.", show_default="pocket", rich_help_panel=SETTINGS
+    ),
+]
 Device = Annotated[
     str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda[:N] or mps.", rich_help_panel=SETTINGS)
 ]

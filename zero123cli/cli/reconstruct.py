@@ -29,9 +29,10 @@ def reconstruct(
         typer.Option(metavar="FILE@AZ[,EL]", help="A further photo of the same object; may be repeated."),
     ] = None,
     photo_elevation: options.PhotoElevation = None,
-    foreground_ratio: Annotated[
-        float | None, typer.Option(help="Longer side of the object / side of the frame.", show_default="0.80")
-    ] = None,
+    cutter: options.Cutter = None,
+    mask: options.Mask = None,
+    foreground_ratio: options.ForegroundRatio = None,
+    accept_licence: options.AcceptLicence = False,
     steps: Annotated[int | None, typer.Option(help="Steps of the lift.", rich_help_panel=delivery.SHAPE)] = None,
     guidance: Annotated[
         float | None, typer.Option(help="How much more the photo counts than no photo.", rich_help_panel=delivery.SHAPE)
@@ -56,10 +57,8 @@ def reconstruct(
     height: delivery.Height = None,
     origin: delivery.Origin = "center",
     require: delivery.Require = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="A name of `zero123 models list`, a file or a folder.", rich_help_panel=options.SETTINGS),
-    ] = None,
+    model: options.Model = None,
+    pose_kind: options.PoseFormula = None,
     seed: Annotated[int | None, typer.Option(help="Another seed, another back.", show_default="0")] = None,
     device: options.Device = "auto",
     dtype: options.Dtype = options.DtypeKind.auto,
@@ -90,6 +89,9 @@ def reconstruct(
     knobs = {
         "seed": seed,
         "model.name": model,
+        "model.pose_kind": pose_kind.value if pose_kind else None,
+        "cutout.cutter": cutter,
+        "cutout.mask": mask,
         "cutout.foreground_ratio": foreground_ratio,
         "views.photo_elevation": options.read_elevation(photo_elevation),
         "lift.steps": steps,
@@ -115,7 +117,7 @@ def reconstruct(
     items = delivery.plan_files(sources, out, suffixes, settings.mesh, [path for path, _, _ in further])
     cache = open_cache(cache_dir, no_cache=no_cache, refresh=refresh, shared=shared_cache, lock_timeout=lock_timeout)
     prior = pipeline.pick_prior(settings.model, machine.pick(device, dtype.value), cache)
-    tool = pipeline.pick_cutter(settings.cutout, cache)
+    tool = pipeline.pick_cutter(settings.cutout, cache, licence_accepted=accept_licence)
     batch.make_folders(items, out)
     screen.note(f"reconstruct: {prior.name} on {prior.backend.name}, {prior.backend.dtype}")
 

@@ -40,6 +40,7 @@ def train(
     verbose: options.Verbose = 0,
     progress: options.Progress = options.ProgressKind.auto,
     color: options.Colour = options.ColourKind.auto,
+    offline: options.Offline = False,
 ) -> None:
     """Train a part of the embedded model. The run's folder holds checkpoints, the log, figures and pictures.
 

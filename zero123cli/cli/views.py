@@ -57,14 +57,11 @@ def views(
         int, typer.Option(min=1, max=1000, help="Pictures of each view, all different.", rich_help_panel=WHERE)
     ] = 1,
     photo_elevation: options.PhotoElevation = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="A name of `zero123 models list`, a file or a folder.", rich_help_panel=options.SETTINGS),
-    ] = None,
-    pose_kind: Annotated[
-        options.PoseKind | None,
-        typer.Option(help="What the model's fourth pose number means.", rich_help_panel=options.SETTINGS),
-    ] = None,
+    cutter: options.Cutter = None,
+    mask: options.Mask = None,
+    accept_licence: options.AcceptLicence = False,
+    model: options.Model = None,
+    pose_kind: options.PoseFormula = None,
     sampler: Annotated[
         str | None, typer.Option(help="ddim-original, ddim, dpm++ or unipc.", rich_help_panel=HOW)
     ] = None,
@@ -114,6 +111,8 @@ def views(
         "seed": seed,
         "model.name": model,
         "model.pose_kind": pose_kind.value if pose_kind else None,
+        "cutout.cutter": cutter,
+        "cutout.mask": mask,
         "views.photo_elevation": options.read_elevation(photo_elevation),
         "views.sampler": sampler,
         "views.steps": steps,
@@ -150,6 +149,8 @@ def views(
 
     sources, missing = batches.gather(inputs)
     together = out is not None and not batches.is_folder(out) and Path(out).suffix != ""
+    if not together:  # a sheet or an animation may show one twice, a folder holds each once
+        asks = list(dict.fromkeys(asks))
     names = [""] if together else [f"_{label(ask)}" for ask in asks]
     suffixes = (".png", *ANIMATED) if together else (".png",)
     plans = [batches.plan(sources, out, name="{stem}" + name, suffixes=suffixes) for name in names]
@@ -158,7 +159,7 @@ def views(
 
     cache = open_cache(cache_dir, no_cache=no_cache, refresh=refresh, shared=shared_cache, lock_timeout=lock_timeout)
     prior = pipeline.pick_prior(settings.model, machine.pick(device, dtype.value), cache)
-    tool = pipeline.pick_cutter(settings.cutout, cache)
+    tool = pipeline.pick_cutter(settings.cutout, cache, licence_accepted=accept_licence)
     batches.make_folders(plans[0], out)
     screen.note(f"views: {prior.name} on {prior.backend.name}, {prior.backend.dtype}")
 

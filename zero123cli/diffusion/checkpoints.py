@@ -251,7 +251,10 @@ def convert(
 ) -> None:
     """Writes the compact file: what inference needs, described in its header. One tensor is held at a time."""
     with ExitStack() as stack:
-        weights = settle(open_weights(path, stack, ema=ema), pose_kind)
+        file = None if path.is_dir() else stack.enter_context(open_tensors(path))
+        if file is not None and lonevolume.is_one(file):
+            raise UsageError("it is a volume net alone, and compact as it is", where=str(path), remedy="copy it")
+        weights = settle(open_weights(path, stack, ema=ema, file=file), pose_kind)
         told = weights.description
         told = replace(told, family=family or told.family, licence=licence or told.licence)
         slots = networks_of(weights).state_dict()
