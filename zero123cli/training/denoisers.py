@@ -37,7 +37,7 @@ from .volumes import on_white, vary_colours
 
 PROJECTION_RATE = 10  # times the learning rate of the other weights
 DROPPED = 0.05  # share of pictures for each kind of a missing condition: the tokens, both, what is concatenated
-GUESSED = 0.5  # share of pictures that are guessed from what the volume shows of them, not from themselves
+GUESSED = 0.75  # share of pictures that are guessed from what the volume shows of them, not from themselves
 OUTLINE = 0.05  # weight of outlines; the mean square alone is content with fog
 JUDGED_STEPS = 8  # of the samples that are judged and shown
 SHOWN = 12  # pictures
