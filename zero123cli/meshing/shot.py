@@ -30,6 +30,11 @@ class Shot:
     def side(self) -> int:
         return int(self.rgba.shape[0])
 
+    @property
+    def pixel(self) -> float:
+        """The width of one at distance 1."""
+        return 2 * self.half / self.side
+
 
 def shot_of(rgba: np.ndarray, azimuth_deg: float, elevation_deg: float, distance: float, fov_deg: float) -> Shot:
     """A cutout as a recipe's camera sees it: from the photo's direction, at the recipe's distance and field of view."""
@@ -69,12 +74,11 @@ def outline(shot: Shot) -> Callable[[np.ndarray], np.ndarray]:  # float (P, 3) -
     mask = np.pad(shot.rgba[..., 3] >= 128, 1)
     inside = distance_transform_edt(mask) - distance_transform_edt(~mask)
     inside -= np.sign(inside) / 2  # the outline runs between pixels
-    pixel = 2 * shot.half / shot.side
 
     def measure(points: np.ndarray) -> np.ndarray:
         seen = project(shot, points)
         found: np.ndarray = map_coordinates(inside, seen[:, 1::-1].T + 0.5, order=1, cval=-shot.side)
-        return found * pixel * seen[:, 2]
+        return found * shot.pixel * seen[:, 2]
 
     return measure
 

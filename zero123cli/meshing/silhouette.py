@@ -66,7 +66,7 @@ def pull(
     anchors = coo_matrix((weights, corners), (held.sum(), len(vertices))).tocsr()
     degree = np.asarray(joined.sum(1)).ravel()
     solve = factorized((diags(degree + REST) - joined + PULL * anchors.T @ anchors).tocsc())
-    pixel = 2 * shot.half / shot.side * project(shot, vertices)[:, 2:]
+    pixel = shot.pixel * project(shot, vertices)[:, 2:]
     flat = np.stack([solve(PULL * anchors.T @ ways[held, axis]) for axis in (1, 0)], 1) * (1, -1)  # right and up
     moved: np.ndarray = flat * pixel @ look_axes(shot.viewpoint)[:2]
     return moved

@@ -178,7 +178,7 @@ def open_eye(shot: Shot, solid: Solid, footprint: float) -> Eye:
     from scipy.ndimage import distance_transform_edt, minimum_filter
 
     raster = look_at(shot, solid.vertices, solid.faces, shot.side)
-    pixel = 2 * shot.half * shot.viewpoint.distance / shot.side
+    pixel = shot.pixel * shot.viewpoint.distance
     colours, known = unmix(shot.rgba)
     factor = max(1, min(round(footprint / pixel), shot.side))
     with np.errstate(invalid="ignore"):
