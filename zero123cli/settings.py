@@ -37,6 +37,7 @@ OPTIONS = {  # that are not called like their knob
     "lift.refine_steps": "--steps",
 }
 DEFAULT_PRESET = "cpu"
+CALL = "the call"  # what asks for a preset, if it does
 AUTO = "auto"  # what states that a knob without a value is to have none
 PRESET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # never a path that climbs
 MAX_CHAIN = 4  # presets that extend one another
@@ -510,7 +511,7 @@ def list_presets(preset_folders: Sequence[Path]) -> list[PresetInfo]:
 
 def _preset_layers(name: str, asker: str, folders: Sequence[Path]) -> list[_Layer]:
     """The preset and those it extends, the weakest first."""
-    from_flag = asker == "flag --preset"
+    from_flag = asker == CALL
     presets = _find_presets(folders)
     layers: list[_Layer] = []
     extends: str | None = name
@@ -588,7 +589,7 @@ def load(
     knobs = {row.key: row for row in describe(Settings)}
     project, user = _read_configuration(project_file), _read_configuration(user_file)
     asked = [
-        (preset, "flag --preset"),
+        (preset, CALL),
         (environ.get("ZERO123_PRESET") or None, "environment ZERO123_PRESET"),
         (_pop_text(project, "preset", project_file), str(project_file)),
         (_pop_text(user, "preset", user_file), str(user_file)),
