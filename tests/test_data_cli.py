@@ -63,6 +63,12 @@ def test_a_dataset_that_cannot_be_written_is_not_the_meshes_fault(folder: Path) 
     (folder / "file").write_text("")
     for out in (folder / "file", folder / "file" / "below"):
         assert "cannot be written" in zero123("data", "render", "--procedural", "1", "-o", out, code=73).stderr
+    (folder / "blocked").mkdir()
+    (folder / "blocked" / "objects").write_text("")
+    told = zero123("data", "render", "--procedural", "1", "-o", folder / "blocked", code=73).stderr
+    assert "cannot be written" in told and "damaged" not in told
+    paper = ("data", "render", "--procedural", "1", "--rig", "paper", "--inside", "carved", "-o", folder / "paper")
+    assert "do not hold whole objects" in zero123(*paper, code=2).stderr
     command = [sys.executable, "-m", "zero123cli", "data", "render", "--procedural", "1", "--occupancy", "0", "-o"]
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # noqa: E731
     run = subprocess.run([*command, folder / "full"], capture_output=True, text=True, env=ENVIRONMENT, preexec_fn=limit)

@@ -8,6 +8,7 @@ import pytest
 from conftest import Photographer, Program
 
 from zero123cli import machine, models
+from zero123cli.cli.delivery import usual_root
 from zero123cli.cli.reports import file_report
 from zero123cli.errors import UnavailableError, WeightsError
 
@@ -56,6 +57,8 @@ def test_a_user_without_a_home_can_do_what_needs_none(zero123: Program, photo: P
     none = {"ZERO123_CACHE_DIR": None}
     assert zero123.wrapped(HOMELESS, "cutout", "a.png", "-o", "b.png", "--no-cache", env=none).stdout == "b.png\n"
     zero123.wrapped(HOMELESS, "cutout", "a.png", "-o", "c.png", "--cache-dir", "kept", env=none)
+    Path(zero123.folder / "objects").mkdir()
+    zero123.wrapped(HOMELESS, "eval", "views", "objects", "--model", "white", "--no-cache", env=none, code=66)
     for call in (("cutout", "a.png", "-o", "d.png"), ("cache", "dir")):
         run = zero123.wrapped(HOMELESS, *call, env=none, code=69)
         assert "error[69]: this user has no home folder; set HOME, or" in run.stderr
@@ -65,6 +68,10 @@ def test_a_fault_of_ours_is_told_also_without_a_home(monkeypatch: pytest.MonkeyP
     def ask(*_: object, **__: object) -> str:
         raise RuntimeError
 
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_, **__: "~/.cache/zero123")  # as older ones do
+    with pytest.raises(UnavailableError, match="no home"):
+        machine.cache_folder()
+    assert usual_root() is None
     monkeypatch.setattr("platformdirs.user_log_dir", ask)
     assert "-vv" in file_report(ValueError("x")).remedy
 

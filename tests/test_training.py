@@ -282,10 +282,34 @@ def test_datasets_that_do_not_serve_are_told_from_faults_of_ours(dataset: Path, 
     refused(bare, SettingsError, "does not say what is inside")
     viewsets.write(bare / "objects" / "bb" / "b.safetensors", view_set(2))
     refused(bare, MeshError, "not all of one kind")
+    two = tmp_path / "two"
+    for truth in ("winding", "carved"):
+        viewsets.write(two / "objects" / "aa" / f"{truth}.safetensors", replace(view_set(1), truth=truth))
+    refused(two, MeshError, "not all of one kind")
+    viewsets.write(two / "objects" / "aa" / "carved.safetensors", view_set(2, side=24))
+    with pytest.raises(MeshError, match="of 16 to 24 px"):
+        open_album(two)
     (bare / "objects" / "bb" / "b.safetensors").write_bytes(b"short")
     refused(bare, MeshError, "no view set, or damaged")
     with pytest.raises(MeshError, match="no view set, or damaged"):
         open_album(bare)
+
+
+@pytest.mark.parametrize(("fall", "halfway"), [(0.0, 1.0), (0.2, 1.0), (0.5, 1.0), (1.0, 0.55)])
+def test_the_rate_falls_over_the_last_share_of_the_steps(fall: float, halfway: float) -> None:
+    settings = TrainSettings(steps=1000, warmup=10, fall=fall)
+    assert train.rate_at(500, settings) == pytest.approx(halfway)
+    assert train.rate_at(1000, settings) == pytest.approx(0.1 if fall else 1.0)
+    assert train.rate_at(5, settings) <= 0.5
+
+
+@pytest.mark.parametrize("cells", [8, 9])
+def test_any_number_of_cells_a_side_is_learnt_from(cells: int, tmp_path: Path) -> None:
+    one = view_set(5, cells=cells)
+    viewsets.write(tmp_path / "objects" / "aa" / "a.safetensors", one)
+    batch = volumes.VolumeTask(tmp_path, SMALL).draw(np.random.default_rng(0), 3, held_back=True)
+    assert batch["inside"].shape == (3, cells, cells, cells)
+    assert (batch["inside"][1].numpy() == one.inside).all()
 
 
 def test_held_back_objects_are_a_small_share_and_always_the_same() -> None:

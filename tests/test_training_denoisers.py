@@ -285,6 +285,20 @@ def test_without_photo_the_embedded_model_learns_what_guidance_asks_of_it(
     torch.testing.assert_close(context[1], model.join(tokens, numbers)[1])
 
 
+def test_the_volume_shows_the_same_while_the_denoiser_learns(dataset: Path, volume_file: Path, narrow: None) -> None:
+    """A net that takes nearly everything for empty, which learning would treat otherwise."""
+    task = pocket(dataset, volume_file)
+    model = built(task)
+    assert model.volume is not None
+    model.volume.last[2].bias.data[: 4 * NET.depth] -= 5  # type: ignore[union-attr, operator]
+    batch = task.draw(np.random.default_rng(0), 4, held_back=False)
+    with torch.no_grad():
+        learning, told = (task.see(model.train(learns), batch)[1] for learns in (True, False))
+    assert model.train().unet.training
+    assert float(told[:, 3].max()) > 0  # something is there
+    torch.testing.assert_close(learning, told)
+
+
 def test_outlines_are_missed_by_fog_and_by_shifts() -> None:
     disc = torch.full((2, 4, 8, 8), -1.0)
     disc[:, 3, 2:6, 2:6] = 1

@@ -136,7 +136,7 @@ def as_template(out: str, count: int, name: str) -> str:
         return os.path.join(out, name)
     if "{" in out.replace("{stem}", ""):
         raise UsageError(f"{out} holds an unknown placeholder", where="-o", remedy="{stem} is the only one")
-    if is_folder(out):
+    if out.endswith(("/", os.sep)):
         return os.path.join(out, name)
     if "{stem}" in out or count <= 1:
         return out
@@ -183,7 +183,7 @@ def make_folders(items: Sequence[Item], out: str | None) -> None:
 
 def in_the_way(item: Item) -> Path | None:
     """What is there already of an output."""
-    return next((target for target in item.targets if target.exists()), None)
+    return next((target for target in item.targets if os.path.lexists(target)), None)
 
 
 def check_target(target: Path) -> None:
@@ -219,7 +219,7 @@ def write_outputs(files: dict[Path, bytes], *, force: bool) -> None:
     others, and comes last."""
     if not force:
         for target, data in files.items():
-            if target.exists() and not (target.is_file() and target.read_bytes() == data):
+            if os.path.lexists(target) and not (target.is_file() and target.read_bytes() == data):
                 raise already_there(target)
     for target, data in reversed(files.items()):
         write_output(target, data, force=force)

@@ -79,7 +79,10 @@ class BrokenOff(Exception):
 def place_order(known: Known) -> Order:
     """What has to be fetched for these weights; asks the hub for sizes and digests."""
     if isinstance(known, CutterWeights):
-        target = machine.cutter_folders(known.name)[0] / known.file
+        folders = machine.cutter_folders(known.name)
+        if not folders:
+            raise UnavailableError("this user has no home folder", remedy="set HOME")
+        target = folders[0] / known.file
     elif known.url:
         target = machine.weights_folder() / known.file
     else:

@@ -62,11 +62,13 @@ def own_folder(kind: Literal["config", "cache", "log", "data"]) -> Path:
     import platformdirs
 
     try:
-        return Path(getattr(platformdirs, f"user_{kind}_dir")("zero123", appauthor=False))
-    except RuntimeError as error:  # a number for a user, as in containers
-        raise UnavailableError(
-            "this user has no home folder", remedy="set HOME, or name a folder for the cache: --cache-dir FOLDER"
-        ) from error
+        folder = Path(getattr(platformdirs, f"user_{kind}_dir")("zero123", appauthor=False))
+    except RuntimeError:  # a number for a user, as in containers
+        folder = Path("~")
+    if not folder.is_absolute():
+        other = ", or name a folder for the cache: --cache-dir FOLDER" if kind == "cache" else ""
+        raise UnavailableError("this user has no home folder", remedy=f"set HOME{other}")
+    return folder
 
 
 def config_folder() -> Path | None:
@@ -118,7 +120,7 @@ def cutter_folders(name: str, environ: Mapping[str, str] = os.environ) -> list[P
     legacy = expand(environ.get("U2NET_HOME") or os.path.join(data or "~", ".u2net"))
     default = os.path.join(data, "rembg") if data else os.path.join("~", ".rembg")
     home = legacy if environ.get("U2NET_HOME") else expand(environ.get("REMBG_HOME") or default)
-    return [home / "models" / name, legacy]
+    return [folder for folder in (home / "models" / name, legacy) if "~" not in folder.parts[:1]]
 
 
 def cores() -> int:

@@ -24,7 +24,7 @@ class Result:
     job: Any
     value: Any = None
     failure: str = ""
-    errno: int | None = None  # of a failure that the system reported
+    code: int = 0  # exit code of a failure that the job foresaw
 
 
 @dataclass
@@ -91,13 +91,13 @@ def collect(worker: Worker, late: bool) -> tuple[Result, bool]:
     if late:
         return Result(worker.job, failure="it took too long"), True
     try:
-        value, failure, number = worker.pipe.recv()
+        value, failure, exit_code = worker.pipe.recv()
     except (EOFError, OSError):
         worker.process.join(5)
         code = worker.process.exitcode or 0
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return Result(worker.job, failure=f"its process ended ({how})"), True
-    return Result(worker.job, value, failure, number), False
+    return Result(worker.job, value, failure, exit_code), False
 
 
 def dismiss(worker: Worker) -> None:
@@ -119,11 +119,11 @@ def serve(work: Callable[[Any], Any], pipe: Connection, memory: int, parent: int
         except (EOFError, OSError):
             return
         try:
-            answer = (work(job), "", None)
+            answer = (work(job), "", 0)
         except MemoryError:
-            answer = (None, "out of memory", None)
+            answer = (None, "out of memory", 0)
         except Exception as error:  # whatever a stranger's file does is told, not raised
-            answer = (None, str(error) or type(error).__name__, getattr(error, "errno", None))
+            answer = (None, str(error) or type(error).__name__, getattr(error, "exit_code", 0))
         if os.getppid() != parent:
             return
         pipe.send(answer)

@@ -14,9 +14,10 @@ from .screen import screen
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line and ends the process with the exit code of the contract."""
     signals.install()
+    call = sys.argv[1:] if arguments is None else list(arguments)
     try:
         try:
-            code = run(sys.argv[1:] if arguments is None else list(arguments))
+            code = run(call)
             code = screen.flush(code)
         except BrokenPipeError:  # `zero123 --help | head -1`
             screen.close_stdout()
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         signals.let_go()
     except signals.Interrupted as stopped:
         screen.stop()
-        kept = "" if "--no-cache" in sys.argv else "; what was finished is kept: run it again to go on"
+        kept = "" if "--no-cache" in call else "; what was finished is kept: run it again to go on"
         screen.note(f"zero123: stopped{kept}")
         signals.die_of(stopped.number)
     sys.exit(code)

@@ -22,7 +22,7 @@ def dir_(json: options.Json = False, cache_dir: options.CacheDir = None) -> None
     from .session import cache_root
 
     root = cache_root(cache_dir)
-    screen.result(root, {"path": str(root)})
+    screen.result(root, {"path": str(root), "status": "ok", "code": 0})
 
 
 @app.command("list")

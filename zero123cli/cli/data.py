@@ -61,7 +61,7 @@ def render(
     What is already rendered is kept: a run that was broken off goes on. Damaged meshes are listed and skipped.
     """
     from .. import machine
-    from ..errors import FULL_DISK, MeshError, UsageError, writing_failed
+    from ..errors import DiskError, MeshError, OutputError, UsageError, of_code
     from ..training import viewsets
     from ..watch import Progress
     from ..workers import Result, run_jobs
@@ -71,6 +71,12 @@ def render(
     sources += [f"{viewsets.SOLID}{seed}-{number}" for number in range(procedural)]
     if not sources:
         raise UsageError("there is nothing to render", where="data render", remedy="name meshes, or add --procedural N")
+    if rig is RigKind.paper and inside is InsideKind.carved:
+        raise UsageError(
+            "the paper's pictures do not hold whole objects, and what they do not show would count as empty",
+            where="--inside carved",
+            remedy="leave one of the two out",
+        )
     how = viewsets.Rig(rig.value, views, size, 2, retexture, occupancy, inside.value, seed)
     make_dataset(out)
     todo = list(viewsets.pending(sources, out, how))
@@ -80,8 +86,8 @@ def render(
     results = run_jobs(viewsets.make, todo, count=jobs or machine.cores(), seconds=seconds, memory=16 * 10**9)
     for done, result in enumerate(results, 1):
         watch(Progress("render", done, len(todo), f"{len(bad)} damaged" if bad else ""))
-        if result.errno in FULL_DISK:  # no mesh is to blame
-            raise writing_failed(OSError(result.errno, os.strerror(result.errno or 0)), str(out))
+        if result.code in (OutputError.exit_code, DiskError.exit_code):  # no mesh is to blame
+            raise of_code(result.code)(result.failure)
         if result.failure:
             bad.append(result)
             screen.error(MeshError(result.failure, where=result.job[0]))

@@ -14,6 +14,8 @@ import typer
 from .screen import screen
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..batch import Item
     from ..cache import Cache, Kept
     from ..meshing.gate import Verdict
@@ -188,8 +190,6 @@ def tell(facts: dict[str, Any]) -> str:
 
 def show_panel(facts: dict[str, Any], cache: Cache) -> None:
     """A run on a terminal, with what may be done next."""
-    from .session import cache_root
-
     verdict = facts["mesh"]
     seconds = [
         f"{name} {'kept' if part['hit'] else format(part['seconds'], '.1f')}" for name, part in facts["stages"].items()
@@ -203,6 +203,17 @@ def show_panel(facts: dict[str, Any], cache: Cache) -> None:
         "seconds": f"{', '.join(seconds)}; {facts['seconds']:.1f} in all",
     }
     if cache.root is not None:  # else nothing was kept that could be exported
-        place = "" if cache.root == cache_root(None) else f" --cache-dir {shlex.quote(str(cache.root))}"
+        place = "" if cache.root == usual_root() else f" --cache-dir {shlex.quote(str(cache.root))}"
         rows["next"] = f"zero123 export {facts['key'][:12]} -o other.stl --height 12cm{place}"
     screen.panel(rows)
+
+
+def usual_root() -> Path | None:
+    """Where the cache is when no other place is named; None for users without a home."""
+    from ..errors import UnavailableError
+    from .session import cache_root
+
+    try:
+        return cache_root(None)
+    except UnavailableError:
+        return None

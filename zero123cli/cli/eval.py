@@ -171,7 +171,7 @@ def views(
     lock_timeout: options.LockTimeout = 600.0,
 ) -> int:
     """Views of each object from its one photo: PSNR, SSIM, LPIPS and the masks' overlap."""
-    from .. import machine, pipeline
+    from .. import pipeline
     from ..artifacts import peek_head
     from ..diffusion.lonevolume import KIND
     from ..evaluation import evaluate, published
@@ -199,7 +199,6 @@ def views(
     else:
         lone = peek_head(pipeline.locate_model(name)).get("kind") == KIND
         asked = "volume" if volume_alone or lone else "views"
-    known = machine.weights_folder() / "lpips_alex.npz"
     chosen = evaluate.VIEW_PROTOCOLS[protocol.value]
     run = Run(
         title="views",
@@ -208,9 +207,21 @@ def views(
         model=asked,
         baselines=BASELINES,
         published=published.VIEWS if with_published else (),
-        lpips=lpips or (known if known.is_file() else None),
+        lpips=lpips or find_lpips(),
     )
     return measure(run, dataset, limit, jobs, html, force=force)
+
+
+def find_lpips() -> Path | None:
+    """The weights of LPIPS, if somebody put them where weights lie."""
+    from .. import machine
+    from ..errors import UnavailableError
+
+    try:
+        known = machine.weights_folder() / "lpips_alex.npz"
+    except UnavailableError:  # a user without a home
+        return None
+    return known if known.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -360,7 +371,8 @@ def on_view_sets(run: Run, listed: Listed) -> Run:
         )
     name, _, size = run.protocol.name.partition(" ")
     chosen = (VIEW_PROTOCOLS if run.plan.views else SHAPE_PROTOCOLS)[name + ON_SETS]
-    stored = f"of {listed.size} px" if run.plan.views else f"of {listed.size} px and {listed.cells}^3 cells"
+    kind = f"{listed.truth} cells".strip()
+    stored = f"of {listed.size} px" if run.plan.views else f"of {listed.size} px and {listed.cells}^3 {kind}"
     return replace(run, protocol=replace(chosen, name=" ".join(filter(None, (chosen.name, size, stored)))))
 
 

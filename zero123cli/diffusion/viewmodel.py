@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -91,6 +91,13 @@ class ViewModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.projection.weight.dtype
+
+    def train(self, mode: bool = True) -> Self:
+        """The volume net learns elsewhere, and shows here what it shows to everybody."""
+        super().train(mode)
+        if self.volume is not None:
+            self.volume.eval()
+        return self
 
     @property
     def certain(self) -> bool:

@@ -34,6 +34,7 @@ class Listed:
     files: dict[str, Path]
     size: str  # of their pictures and of their occupancy, as words
     cells: str
+    truth: str  # by which cells are inside, if not by winding numbers
 
 
 def find_sets(dataset: Path) -> list[Path]:
@@ -52,7 +53,8 @@ def list_sets(paths: Sequence[Path], limit: int = 0) -> Listed:
     sources = {path: Path(labels[path].name) if path in labels else path for path in paths}
     files = list_files(sources, limit)
     known = [labels[path] for path in files.values() if path in labels]
-    return Listed(files, spread(one.size for one in known), spread(one.cells for one in known))
+    truths = sorted({one.truth for one in known} - {"winding"})
+    return Listed(files, spread(one.size for one in known), spread(one.cells for one in known), " ".join(truths))
 
 
 def spread(values: Iterable[int]) -> str:

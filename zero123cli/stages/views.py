@@ -87,6 +87,8 @@ def sample_views(views: Views, asks: Sequence[Ask], model: ViewModel, watch: Wat
     ]
     seeds = [seed_of(ask.seed, pose, ask.number) for ask, pose in zip(asks, poses, strict=True)]
     how = asks[0]
+    if model.certain and any(ask.number for ask in asks):
+        watch(Caution("one-answer", "this model has one answer: all samples of a view are the same", about_run=True))
     if model.description.pose_kind == "stable" and any(ask.distance for ask in asks):
         raise UsageError("this model knows no distance", where="--distance", remedy="leave it out")
     walk = sample(model, seen, poses, seeds, sampler=how.sampler, steps=how.steps, guidance=how.guidance, eta=how.eta)

@@ -5,7 +5,6 @@ Letters: N pictures of an object, K of them that are drawn, S side.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
-from ..artifacts import HEAD
+from ..errors import MeshError
 from .packs import open_pack
-from .viewsets import list_objects, refuse_empty, told_if_damaged
+from .viewsets import list_objects, read_label, refuse_empty, told_if_damaged
 
 
 @dataclass(frozen=True)
@@ -55,20 +54,20 @@ def open_packed(data: Path) -> Album:
 
 def open_folder(data: Path) -> Album:
     paths = list_objects(data)
-    names = []
-    size = 0
-    for path in paths:
-        with told_if_damaged(path), safe_open(path, "np") as file:
-            names.append(json.loads(file.metadata()[HEAD])["name"])
-            size = size or file.get_slice("rgba").get_shape()[1]
+    labels = [read_label(path) for path in paths]
+    sizes = sorted({label.size for label in labels})
+    if len(sizes) > 1:
+        remedy = "render them again into a folder of their own"
+        what = f"its pictures are of {sizes[0]} to {sizes[-1]} px"
+        raise MeshError(what, where=str(data), remedy=remedy)
 
     def read(number: int, chance: np.random.Generator, count: int) -> Pictures:
-        with safe_open(paths[number], "np") as file:
+        with told_if_damaged(paths[number]), safe_open(paths[number], "np") as file:
             rgba, poses, squares = file.get_slice("rgba"), file.get_tensor("poses"), file.get_tensor("squares")
             views = pick(len(poses), chance, count)
             return Pictures(np.stack([rgba[int(view)] for view in views]), poses[views], squares[views])
 
-    return Album(tuple(names), read, size)
+    return Album(tuple(label.name for label in labels), read, sizes[0] if sizes else 0)
 
 
 def pick(views: int, chance: np.random.Generator, count: int) -> np.ndarray:

@@ -181,7 +181,7 @@ class DenoiserTask:
         answer = model.answer(noisy, times, context, concat)
         wanted = noise if self.description.predicts == "noise" else clean - concat.float()
         terms: dict[str, Tensor] = {self.description.predicts: F.mse_loss(answer, wanted)}
-        if model.certain:
+        if self.description.predicts == "correction" and model.certain:
             terms["outline"] = OUTLINE * miss(answer + concat.float(), clean)
         return terms
 

@@ -231,7 +231,7 @@ def rate_at(number: int, settings: TrainSettings) -> float:
     """Warm-up, then constant, then down to a tenth."""
     warm = min(1.0, number / max(1, settings.warmup))
     left = (settings.steps - number) / max(1, settings.steps)
-    return warm * (1.0 if left > settings.fall else 0.1 + 0.9 * left / settings.fall)
+    return warm * (1.0 if left >= settings.fall else 0.1 + 0.9 * left / settings.fall)
 
 
 @torch.no_grad()

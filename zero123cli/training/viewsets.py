@@ -11,9 +11,9 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -23,13 +23,16 @@ from safetensors.numpy import load, save
 from .. import durable
 from ..artifacts import HEAD, read_head, with_head
 from ..cameras import TRAINING_FOV_DEG, Viewpoint
-from ..errors import MeshError, MissingInputError
+from ..errors import MeshError, MissingInputError, writing_failed
 from ..framing import FAINT, crop, find_box, frame
 
 VERSION = 1  # of what a view set holds; another number is another file
 FRAMED = 0.80  # where `cutout` puts an object
 FARTHEST, WIDEST = 1000.0, 100.0  # distances and squares that a file may name
 SOLID = "solid:"  # the name of a made-up object is this and its number
+
+
+Truth = Literal["winding", "carved"]  # winding numbers, or all that the views do not see
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Rig:
     samples: int = 2  # rays a pixel's side
     retexture: float = 0.5  # share of objects that get another texture
     occupancy: int = 64  # cells a side; 0 for none
-    inside: Literal["winding", "carved"] = "winding"  # by winding numbers, or all that the views do not see
+    inside: Truth = "winding"
     seed: int = 0
 
 
@@ -57,6 +60,7 @@ class ViewSet:
     depth: np.ndarray  # float16 (N, S, S), inf where nothing is
     normal: np.ndarray  # int8 (N, S, S, 3), 127 is 1
     inside: np.ndarray  # bool (R, R, R) over x, y, z in [-0.5, 0.5]
+    truth: Truth = "winding"  # by which that is inside
 
 
 def photograph(source: str, rig: Rig) -> ViewSet:
@@ -97,6 +101,7 @@ def photograph(source: str, rig: Rig) -> ViewSet:
         depth=np.stack(depth),
         normal=np.stack(normal),
         inside=inside,
+        truth=rig.inside,
     )
 
 
@@ -152,7 +157,10 @@ def digest(text: str) -> str:
 
 def file_of(folder: Path, source: str, rig: Rig) -> Path:
     """Where an object's view set lies: known before it is made."""
-    key = digest(json.dumps([VERSION, source_identity(source), asdict(rig)]))
+    how = asdict(rig)
+    if rig.inside == "winding":
+        del how["inside"]  # as files were named when there was nothing else
+    key = digest(json.dumps([VERSION, source_identity(source), how]))
     return folder / "objects" / key[:2] / f"{key[:32]}.safetensors"
 
 
@@ -165,11 +173,11 @@ def source_identity(source: str) -> list[Any]:
 
 
 def write(path: Path, views: ViewSet) -> None:
-    arrays = {part.name: getattr(views, part.name) for part in fields(views) if part.name not in ("name", "inside")}
+    arrays = {part: getattr(views, part) for part in ("rgba", "poses", "squares", "depth", "normal")}
     side = views.inside.shape[0]
     arrays["inside"] = np.packbits(views.inside.ravel())
     path.parent.mkdir(parents=True, exist_ok=True)
-    head = with_head({"name": views.name, "side": side, "version": VERSION})
+    head = with_head({"name": views.name, "side": side, "truth": views.truth, "version": VERSION})
     durable.write_file(path, save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, head), overwrite=True)
 
 
@@ -184,7 +192,7 @@ def read(path: Path) -> ViewSet:
         if head["version"] != VERSION or packed.size != -(-(side**3) // 8):
             raise ValueError("of another kind")
         inside = np.unpackbits(packed, count=side**3).astype(bool).reshape(side, side, side)
-        found = ViewSet(name=read_name(head), inside=inside, **arrays)
+        found = ViewSet(name=read_name(head), inside=inside, truth=read_truth(head), **arrays)
         if not is_sound(found):
             raise ValueError("its parts do not fit together")
     return found
@@ -216,12 +224,21 @@ class Label:
     name: str
     size: int  # px
     cells: int  # a side of the occupancy
+    truth: Truth
 
 
 def read_label(path: Path) -> Label:
     with told_if_damaged(path), safe_open(path, "np") as file:
         head = json.loads(file.metadata()[HEAD])
-        return Label(read_name(head), int(file.get_slice("rgba").get_shape()[1]), int(head["side"]))
+        size = int(file.get_slice("rgba").get_shape()[1])
+        return Label(read_name(head), size, int(head["side"]), read_truth(head))
+
+
+def read_truth(head: dict[str, Any]) -> Truth:
+    truth: Truth = head.get("truth", "winding")
+    if truth not in get_args(Truth):
+        raise ValueError(truth)
+    return truth
 
 
 def read_name(head: dict[str, Any]) -> str:
@@ -271,7 +288,11 @@ def make(job: tuple[str, str, Rig]) -> str:
     """What a worker does: renders an object into its file."""
     source, folder, rig = job
     path = file_of(Path(folder), source, rig)
-    write(path, photograph(source, rig))
+    made = photograph(source, rig)
+    try:
+        write(path, made)
+    except OSError as error:
+        raise writing_failed(error, str(path)) from error
     return str(path)
 
 

@@ -69,8 +69,7 @@ class VolumeTask:
         views = np.stack([chance.permutation(self.pictures.shape[1])[:2] for _ in range(count)])
         if views.shape[1] == 1:  # an object with a single picture is asked for that again
             views = np.repeat(views, 2, 1)
-        rows = np.arange(self.cells**3 // 8)
-        inside = np.unpackbits(self.inside[objects[:, None], rows], axis=1).astype(bool)
+        inside = np.unpackbits(self.inside[objects], axis=1, count=self.cells**3).astype(bool)
         batch = {
             "inside": torch.from_numpy(inside.reshape(count, self.cells, self.cells, self.cells)),
             "poses": torch.from_numpy(self.poses[objects[:, None], views]),
@@ -150,7 +149,7 @@ def read_objects(data: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
         return np.stack([pack.pictures(k) for k in range(count)]), inside, pack.poses, pack.squares, list(pack.names)
     sets = [read(path) for path in list_objects(data)]
     refuse_empty(data, [one.name for one in sets])
-    if len({(one.rgba.shape, one.inside.shape) for one in sets}) > 1:
+    if len({(one.rgba.shape, one.inside.shape, one.truth) for one in sets}) > 1:
         remedy = "render them again into a folder of their own"
         raise MeshError("its view sets are not all of one kind", where=str(data), remedy=remedy)
     return (
