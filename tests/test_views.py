@@ -177,6 +177,18 @@ def test_pixels_are_rounded_and_kept_within_their_range() -> None:
     assert to_pixels(levels)[0, :, 0].tolist() == [0, 0, 64, 128, 128, 255, 255]
 
 
+def test_a_picture_with_alpha_is_written_in_the_objects_own_colours() -> None:
+    """Put on white once more it is what the model meant."""
+    chance = np.random.default_rng(0)
+    own, alpha = chance.random((3, 8, 8)), np.linspace(0, 1, 64).reshape(1, 8, 8)
+    meant = torch.from_numpy(np.concatenate([own * alpha + 1 - alpha, alpha])).float() * 2 - 1
+    pixels = to_pixels(meant).astype(float) / 255
+    again = pixels[..., :3] * pixels[..., 3:] + 1 - pixels[..., 3:]
+    assert np.abs(again - (own * alpha + 1 - alpha).transpose(1, 2, 0)).max() < 0.01
+    clear = pixels[..., 3] > 0.5
+    assert np.abs(pixels[..., :3] - own.transpose(1, 2, 0))[clear].max() < 0.01
+
+
 @pytest.mark.parametrize("changes", [{"number": 1}, {"seed": 1}, {"elevation_deg": 5.0}, {"distance": 0.1}], ids=str)
 def test_another_ask_is_another_picture(model: ViewModel, seen: Views, changes: dict[str, Any]) -> None:
     one, other = (sample_views(seen, [which], model, silent)[0] for which in (ask(), ask(**changes)))

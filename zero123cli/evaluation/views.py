@@ -44,6 +44,7 @@ def show_truth(case: Case, plan: Plan, watch: Watch) -> Pictures:
 def render_volume(case: Case, plan: Plan, watch: Watch) -> Pictures:
     """The predicted volume as it looks from the poses, nothing refined."""
     from ..diffusion.viewmodel import look_from
+    from ..stages.views import to_pixels
 
     volume = predict(case.cutout, plan)
     photo = guess_elevation(volume)[0] if plan.elevation_deg is None else plan.elevation_deg
@@ -54,10 +55,7 @@ def render_volume(case: Case, plan: Plan, watch: Watch) -> Pictures:
             here = look_from([Viewpoint(0.0, photo)])
             there = look_from([Viewpoint(pose.azimuth_deg, risen)])
             seen = render(volume, here, there, plan.size)[0]
-            rgb, alpha = seen[:3] / 2 + 0.5, seen[3:]
-            straight = (rgb - 1 + alpha) / alpha.clamp_min(1e-3)
-            picture = torch.cat([straight, alpha]).clamp(0, 1).permute(1, 2, 0)
-            pictures.append((picture * 255).round().byte().cpu().numpy())
+            pictures.append(to_pixels(torch.cat([seen[:3], seen[3:] * 2 - 1])))
     return pictures
 
 

@@ -108,4 +108,9 @@ def sample_views(views: Views, asks: Sequence[Ask], model: ViewModel, watch: Wat
 
 
 def to_pixels(picture: Tensor) -> np.ndarray:  # (C, S, S) in about [-1, 1] -> uint8 (S, S, C)
-    return ((picture.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+    """Models that know alpha see colours on white; in a file they are the object's own."""
+    levels = (picture.clamp(-1, 1) + 1) / 2
+    if len(levels) == 4:
+        colour, alpha = levels[:3], levels[3:]
+        levels = torch.cat([((colour - 1 + alpha) / alpha.clamp_min(1e-3)).clamp(0, 1), alpha])
+    return (levels * 255).round().byte().permute(1, 2, 0).cpu().numpy()
