@@ -283,7 +283,7 @@ def test_cameras_within_the_object_are_refused(made: dict[str, Path], tmp_path: 
 
 def test_labels_say_what_the_view_set_holds(made: dict[str, Path]) -> None:
     one = viewsets.read(made["fine"])
-    assert viewsets.read_label(made["fine"]) == viewsets.Label(one.name, 160, 64)
+    assert viewsets.read_label(made["fine"]) == viewsets.Label(one.name, 160, 64, "winding")
 
 
 def test_view_sets_are_listed_by_the_names_of_their_sources(made: dict[str, Path], tmp_path: Path) -> None:

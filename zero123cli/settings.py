@@ -37,7 +37,7 @@ OPTIONS = {  # that are not called like their knob
     "lift.refine_steps": "--steps",
 }
 DEFAULT_PRESET = "cpu"
-CALL = "the call"  # what asks for a preset, if it does
+CALL = "flag --preset"  # what asks for a preset, if it does
 AUTO = "auto"  # what states that a knob without a value is to have none
 PRESET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # never a path that climbs
 MAX_CHAIN = 4  # presets that extend one another
