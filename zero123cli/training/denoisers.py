@@ -32,7 +32,7 @@ from ..machine import Backend
 from ..settings import TrainSettings
 from .albums import open_album
 from .train import Batch
-from .viewsets import hold_out
+from .viewsets import hold_out, refuse_size
 from .volumes import on_white, vary_colours
 
 PROJECTION_RATE = 10  # times the learning rate of the other weights
@@ -71,12 +71,7 @@ class DenoiserTask:
             )
         self.album = open_album(data)
         self.description = recipe.describe(self.base, self.album.size)
-        if self.album.size != self.description.size:
-            raise SettingsError(
-                f"its pictures are of {self.album.size} px, the model's of {self.description.size}",
-                where=str(data),
-                remedy=f"run `zero123 data render` with --size {self.description.size}",
-            )
+        refuse_size(data, self.album.size, self.description.size)
         self.own, self.held = hold_out(self.album.names)
 
     def facts(self) -> dict[str, Any]:

@@ -23,14 +23,13 @@ from safetensors.numpy import load, save
 from .. import durable
 from ..artifacts import HEAD, read_head, with_head
 from ..cameras import TRAINING_FOV_DEG, Viewpoint
-from ..errors import MeshError, MissingInputError, writing_failed
+from ..errors import MeshError, MissingInputError, SettingsError, writing_failed
 from ..framing import FAINT, crop, find_box, frame
 
 VERSION = 1  # of what a view set holds; another number is another file
 FRAMED = 0.80  # where `cutout` puts an object
 FARTHEST, WIDEST = 1000.0, 100.0  # distances and squares that a file may name
 SOLID = "solid:"  # the name of a made-up object is this and its number
-
 
 Truth = Literal["winding", "carved"]  # winding numbers, or all that the views do not see
 
@@ -270,6 +269,16 @@ def list_objects(folder: Path) -> list[Path]:
 def refuse_empty(data: Path, names: Sequence[str]) -> None:
     if not names:
         raise MissingInputError("the dataset is empty", where=str(data), remedy="run `zero123 data render` first")
+
+
+def refuse_size(data: Path, found: int, wanted: int) -> None:
+    """Pictures of another side than a model's, px."""
+    if found != wanted:
+        raise SettingsError(
+            f"its pictures are of {found} px, the model's of {wanted}",
+            where=str(data),
+            remedy=f"run `zero123 data render` with --size {wanted}",
+        )
 
 
 def hold_out(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,7 @@ from ..errors import MeshError, SettingsError
 from .packs import open_pack
 from .targets import compare, look_up
 from .train import Batch
-from .viewsets import hold_out, list_objects, read, refuse_empty
+from .viewsets import hold_out, list_objects, read, refuse_empty, refuse_size
 
 SEEN = 32  # px of the second pictures
 RENDERED = 3  # one picture in so many is also rendered from elsewhere: that costs more than it teaches
@@ -34,12 +34,7 @@ class VolumeTask:
     def __init__(self, data: Path, description: VolumeDescription) -> None:
         self.description = description
         pictures, inside, poses, squares, names = read_objects(data)
-        if pictures.shape[2] != description.size:
-            raise SettingsError(
-                f"its pictures are of {pictures.shape[2]} px, the model's of {description.size}",
-                where=str(data),
-                remedy=f"run `zero123 data render` with --size {description.size}",
-            )
+        refuse_size(data, pictures.shape[2], description.size)
         if not inside.size:
             remedy = "run `zero123 data render` with --occupancy 64"
             raise SettingsError("it does not say what is inside the objects", where=str(data), remedy=remedy)
