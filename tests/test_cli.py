@@ -21,21 +21,30 @@ from zero123cli.errors import UsageError
 
 Inside = Callable[..., int]
 
-COMMON = "--preset --set --offline --json --progress --quiet -q --verbose -v --color --force --cache-dir --no-cache"
+VOICE = "--json --quiet -q --verbose -v --progress --color --offline"
+COMMON = "--preset --set --force --cache-dir --no-cache " + VOICE
 HELPS = {
     "": "cutout presets cache doctor --version --help",
     "cutout": "--output -o --cutter --mask --keep --foreground-ratio --size --accept-licence --refresh --shared-cache "
     "--lock-timeout --help INPUT " + COMMON,
     "presets": "list show",
-    "presets list": "--json",
-    "presets show": "--origin --set --json",
+    "presets list": VOICE,
+    "presets show": "--origin --set " + VOICE,
     "cache": "dir list verify prune clear",
-    "cache dir": "--json --cache-dir",
-    "cache list": "--json --cache-dir",
-    "cache verify": "--repair --json --cache-dir",
-    "cache prune": "--max-size --json --cache-dir --shared-cache",
-    "cache clear": "--json --cache-dir --shared-cache",
-    "doctor": "--json --color --cache-dir --shared-cache",
+    "cache dir": "--cache-dir " + VOICE,
+    "cache list": "--cache-dir " + VOICE,
+    "cache runs": "--cache-dir " + VOICE,
+    "cache verify": "--repair --cache-dir " + VOICE,
+    "cache prune": "--max-size --cache-dir --shared-cache " + VOICE,
+    "cache clear": "--cache-dir --shared-cache " + VOICE,
+    "models list": VOICE,
+    "models path": "NAME " + VOICE,
+    "models verify": "NAME " + VOICE,
+    "models rm": "--yes -y NAME " + VOICE,
+    "models inspect": "MODEL --cache-dir " + VOICE,
+    "models convert": "MODEL --output -o --raw --force " + VOICE,
+    "data pack": "DATASET --output -o --views --force " + VOICE,
+    "doctor": "--cache-dir --shared-cache " + VOICE,
 }
 VERBS = ["", "cutout", "presets", "cache", "doctor"]
 

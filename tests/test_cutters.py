@@ -114,7 +114,7 @@ def test_guided_filter_draws_a_coarse_edge_to_the_pictures_edge() -> None:
     assert (fine[:, 84:] > 0.5).all()
 
 
-EMBEDDED = cutters.embedded_weights()
+EMBEDDED = models.POCKET_CUTTER.path
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_broken_own_weights_are_named(tmp_path: Path) -> None:
 
 def test_every_cutter_in_the_settings_is_known_and_the_other_way_round() -> None:
     offered = set(typing.get_args(settings.Cutter))
-    assert offered == {"auto", "classical", cutters.EMBEDDED, *models.CUTTERS}
+    assert offered == {"auto", "classical", models.POCKET_CUTTER.name, *models.CUTTERS}
     assert set(models.PREFERRED_CUTTERS) <= set(models.CUTTERS)
     assert not any(models.CUTTERS[name].must_accept for name in models.PREFERRED_CUTTERS)
 

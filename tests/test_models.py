@@ -57,6 +57,7 @@ class Shop:
         from zero123cli.models import CutterWeights, KnownModel
         fetching.PAUSE = 0.001
         models.KNOWN.clear()
+        models.EMBEDDED.clear()
         for model in (
             KnownModel("plain", "original", "MIT", file="plain.ckpt", url="{server.url}/plain.ckpt", size={len(DATA)},
                        sha256="{models_digest(DATA)}"),
@@ -113,7 +114,7 @@ def wait_for(there: Callable[[], object]) -> None:
 
 
 def test_the_table_is_well_formed() -> None:
-    assert len(models.table()) == len(models.KNOWN) + len(models.CUTTERS)
+    assert len(models.table()) == len(models.EMBEDDED) + len(models.KNOWN) + len(models.CUTTERS)
     for name, known in models.table().items():
         assert known.name == name and re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name)
         assert re.fullmatch(r"(sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}|)", known.digest)
@@ -149,6 +150,45 @@ def test_a_missing_model_names_the_exact_command() -> None:
 def test_nothing_of_the_hub_is_imported_before_it_is_needed() -> None:
     code = "import sys, zero123cli.fetching, zero123cli.cli.models; assert 'huggingface_hub' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=TIME_OUT)
+
+
+# What came with the program -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", models.EMBEDDED)
+def test_what_came_with_the_program_is_known_sound_and_stays(zero123: Program, name: str) -> None:
+    path = models.EMBEDDED[name].path
+    assert zero123("models", "path", name).stdout == f"{path}\n"
+    assert zero123("models", "pull", name).stdout == f"{path}\n", "asks nobody"
+    assert f"{name}: sound" in zero123("models", "verify").stderr
+    assert "goes with the program" in zero123("models", "rm", name, "--yes", code=77).stderr
+    assert path.is_file()
+    row = next(
+        row for row in map(json.loads, zero123("models", "list", "--json").stdout.splitlines()) if row["installed"]
+    )
+    assert row["name"] == "pocket" and row["kind"] == "view" and row["path"] == str(models.POCKET.path)
+
+
+def test_what_did_not_come_whole_is_installed_again(zero123: Program) -> None:
+    assets = zero123.folder / "parts"
+    assets.mkdir()
+    (assets / "pocket.safetensors").write_bytes(models.POCKET.path.read_bytes()[:-1])
+    elsewhere = """
+    import pathlib
+    from zero123cli import machine
+    own = machine.shipped
+    machine.shipped = lambda name: pathlib.Path("parts") if name == "assets" else own(name)
+    """
+    again = "-m pip install --force-reinstall zero123cli"
+    damaged = zero123.wrapped(elsewhere, "models", "verify", "pocket", code=65).stderr
+    assert "its digest differs" in damaged and again in damaged
+    for verb in ("verify", "path", "pull"):
+        assert again in zero123.wrapped(elsewhere, "models", verb, "pocket-cutter", code=69).stderr
+
+
+def test_a_cutter_is_not_said_to_be_unknown(zero123: Program) -> None:
+    assert "u2net is a cutter" in zero123("models", "inspect", "u2net", code=2).stderr
+    assert "did you mean pocket?" in zero123("models", "inspect", "poket", code=2).stderr
 
 
 # list, path -----------------------------------------------------------------------------------------------------------

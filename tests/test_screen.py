@@ -15,14 +15,16 @@ import pytest
 from conftest import PROGRAM, TIME_OUT, Photographer, Program, as_text, environment, plain_bytes
 from test_signals import read_all
 
-from zero123cli import cutters
+from zero123cli import models
 from zero123cli.cli.bars import outcome_table
 from zero123cli.cli.screen import Screen, printable
 from zero123cli.watch import Caution, Progress
 
 SUCCESS = {"input", "output", "status", "code", "hit", "key", "cutter", "seconds", "warnings", "preset", "settings"}
 NO_WEIGHTS = "no-cutter-weights"
-OWN = cutters.EMBEDDED if cutters.embedded_weights().is_file() else "classical"  # what cuts without installed weights
+OWN = (
+    models.POCKET_CUTTER.name if models.find(models.POCKET_CUTTER) else "classical"
+)  # what cuts without installed weights
 
 
 # stdout ---------------------------------------------------------------------------------------------------------------

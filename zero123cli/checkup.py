@@ -15,10 +15,19 @@ from typing import Literal
 
 from . import __version__, machine
 from .cache import Cache, file_digest, open_cache
-from .cutters import EMBEDDED, embedded_cutter, embedded_weights
+from .cutters import embedded_cutter
 from .errors import UnavailableError, Zero123Error
-from .models import CUTTERS, PREFERRED_CUTTERS, check_cutter, fetch_command, find_cutter
-from .pipeline import POCKET, locate_model
+from .models import (
+    CUTTERS,
+    POCKET,
+    POCKET_CUTTER,
+    PREFERRED_CUTTERS,
+    check_cutter,
+    damage,
+    fetch_command,
+    find_cutter,
+)
+from .pipeline import locate_model
 
 DISTRIBUTION = "zero123cli"
 LITTLE_MEMORY = 4e9  # bytes; less is tight for a mesh
@@ -120,12 +129,19 @@ def look_at_cache(root: Path, shared: bool) -> Iterator[Finding]:
 
 
 def look_at_embedded() -> Iterator[Finding]:
-    """The weights that came with the package, each of them used."""
-    mend = f"{sys.executable} -m pip install --force-reinstall {DISTRIBUTION}"
-    looks = {f"model {POCKET}": look_into_model, f"cutter {EMBEDDED}": try_cutter}
-    for what, look in looks.items():
+    """The weights that came with the package, each of them held against its digest and used."""
+    looks = {
+        f"model {POCKET.name}": (POCKET, look_into_model),
+        f"cutter {POCKET_CUTTER.name}": (POCKET_CUTTER, try_cutter),
+    }
+    for what, (weights, look) in looks.items():
+        mend = fetch_command(weights.name)
         try:
-            yield Finding(what, "ok", look())
+            found = look()
+            wrong = damage(weights.path, weights.size, weights.digest)
+            yield Finding(
+                what, "bad" if wrong else "ok", f"{weights.path}: {wrong}" if wrong else found, wrong and mend
+            )
         except Zero123Error as error:
             yield Finding(what, "bad", f"{error.where}: {error.what}" if error.where else error.what, mend)
 
@@ -133,7 +149,7 @@ def look_at_embedded() -> Iterator[Finding]:
 def look_into_model() -> str:
     from .diffusion.tensorfiles import open_tensors
 
-    with open_tensors(locate_model(POCKET)) as file:
+    with open_tensors(locate_model(POCKET.name)) as file:
         numbers = sum(file.read(name).numel() for name in file.infos)
     return f"came with zero123, {numbers / 1e6:.1f} M parameters"
 
@@ -141,7 +157,7 @@ def look_into_model() -> str:
 def try_cutter() -> str:
     import numpy as np
 
-    weights = embedded_weights()
+    weights = POCKET_CUTTER.path
     embedded_cutter(weights, "").find_mask(np.zeros((32, 32, 3), np.uint8))
     return f"came with zero123, {weights.stat().st_size / 1e6:.1f} MB"
 

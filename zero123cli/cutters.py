@@ -24,6 +24,7 @@ from PIL import Image
 
 from . import machine
 from .errors import UnavailableError, WeightsError
+from .models import POCKET_CUTTER
 from .watch import Caution
 
 CUT_SIDE = 160  # px of the longer side in the graph cut: 25,600 nodes, 20 ms a cut
@@ -135,12 +136,6 @@ def import_sessions() -> dict[str, type]:
 
 # The cutter that is always there --------------------------------------------------------------------------------------
 
-EMBEDDED = "pocket-cutter"
-
-
-def embedded_weights() -> Path:
-    return machine.shipped("assets") / f"{EMBEDDED}.onnx"
-
 
 def embedded_cutter(weights: Path, digest: str) -> Cutter:
     """Our own network, which is shown the whole photo squeezed into a small square, and the picture's colours."""
@@ -160,7 +155,7 @@ def embedded_cutter(weights: Path, digest: str) -> Cutter:
         small = np.asarray(Image.fromarray(rgb).resize((side, side), Image.Resampling.BILINEAR), np.float32) / 255
         return settle(rgb, network.run(None, {"picture": small.transpose(2, 0, 1)[None]})[0][0, 0])
 
-    return Cutter(EMBEDDED, digest, find_mask)
+    return Cutter(POCKET_CUTTER.name, digest, find_mask)
 
 
 def settle(rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:  # uint8 (H, W, 3), float32 (s, s) -> float32 (H, W)

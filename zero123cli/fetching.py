@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 
 from . import durable, machine
 from .errors import BusyError, DiskError, UnavailableError, WeightsError, Zero123Error, writing_failed
-from .models import INDEX, CutterWeights, Known, KnownModel, damage, find_cutter, hub_digest
+from .models import INDEX, CutterWeights, KnownModel, Published, damage, find_cutter, hub_digest
 from .watch import Progress, Watch
 
 TIME_OUT = 30.0  # s without a byte
@@ -76,7 +76,7 @@ class BrokenOff(Exception):
 # What there is to fetch -----------------------------------------------------------------------------------------------
 
 
-def place_order(known: Known) -> Order:
+def place_order(known: Published) -> Order:
     """What has to be fetched for these weights; asks the hub for sizes and digests."""
     if isinstance(known, CutterWeights):
         folders = machine.cutter_folders(known.name)
@@ -464,7 +464,7 @@ def alone(path: Path, timeout: float, watch: Watch) -> Iterator[bool]:
 # Removing it ----------------------------------------------------------------------------------------------------------
 
 
-def remove(known: Known, path: Path | None) -> int:
+def remove(known: Published, path: Path | None) -> int:
     """Removes installed weights and what a broken-off pull left; bytes freed."""
     try:
         if isinstance(known, KnownModel) and known.repo:

@@ -2,7 +2,7 @@
 
 View models are the published zero123 checkpoints. Cutters are rembg's local sessions: rembg does not check a file that
 is already there; we do, against the digest that it publishes. Its sessions that send pictures to a service are not
-offered. A number that nobody published is 0 or "", never a guess.
+offered. A number that nobody published is 0 or "", never a guess. Two small networks of our own came with the program.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,50 @@ class CutterWeights:
         return "github.com/danielgatis/rembg"
 
 
-Known = KnownModel | CutterWeights
+@dataclass(frozen=True)
+class EmbeddedWeights:
+    """One set of weights that came with the program."""
+
+    name: str
+    file: str
+    sha256: str
+    kind: Literal["view", "cutter"]
+    note: str
+
+    licence = "free with attribution, see assets/MODEL_CARD.md"
+    origin = "zero123 itself"
+    about = ""
+    size = 0
+    non_commercial = False
+
+    @property
+    def digest(self) -> str:
+        return f"sha256:{self.sha256}"
+
+    @property
+    def path(self) -> Path:
+        """Where it should be."""
+        return machine.shipped("assets") / self.file
+
+
+Published = KnownModel | CutterWeights
+Known = EmbeddedWeights | Published
+
+POCKET = EmbeddedWeights(
+    "pocket",
+    "pocket.safetensors",
+    "ccbae6a295d46403f0fd7913f054538e4a83bd176a37a92817304d325905cfee",
+    "view",
+    "came with zero123, and is what it uses unless told otherwise",
+)
+POCKET_CUTTER = EmbeddedWeights(
+    "pocket-cutter",
+    "pocket-cutter.onnx",
+    "d3bbf69af9de1d21350e83696ab2f3ebdc637ae3cfc55436f6bd5d957f465f39",
+    "cutter",
+    "came with zero123, for where no others are installed",
+)
+EMBEDDED = {weights.name: weights for weights in (POCKET, POCKET_CUTTER)}
 
 CVLAB = "cvlab/zero123-weights"
 STABILITY = "stabilityai/stable-zero123"
@@ -231,8 +275,8 @@ PREFERRED_CUTTERS = ("u2net", "birefnet-general", "isnet-general-use", "birefnet
 
 
 def table() -> dict[str, Known]:
-    """All known weights, view models first."""
-    return {**KNOWN, **CUTTERS}
+    """All known weights: those that are always there, view models, cutters."""
+    return {**EMBEDDED, **KNOWN, **CUTTERS}
 
 
 def look_up(name: str) -> Known:
@@ -252,6 +296,8 @@ def unknown(name: str, among: Iterable[str]) -> UsageError:
 
 def find(known: Known) -> Path | None:
     """The file or folder of installed weights."""
+    if isinstance(known, EmbeddedWeights):
+        return known.path if known.path.is_file() else None
     return find_model(known.name) if isinstance(known, KnownModel) else find_cutter(known.name)
 
 
@@ -303,6 +349,8 @@ def find_cutter(name: str, environ: Mapping[str, str] = os.environ) -> Path | No
 
 def fetch_command(name: str) -> str:
     """The command that puts weights where they are looked for."""
+    if name in EMBEDDED:
+        return f"{sys.executable} -m pip install --force-reinstall zero123cli"
     return f"zero123 models pull {name}"
 
 

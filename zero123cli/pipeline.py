@@ -8,14 +8,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import machine, models
+from . import models
 from .artifacts import Ask, Cutout, Field, Photo, PhotoCamera, View, Views, peek_head, to_json
 from .cache import Cache, Kept, Stage, digest, entry_key, file_digest, holds, partial_folder, recall, step
-from .cutters import CLASSICAL, EMBEDDED, Cutter, embedded_cutter, embedded_weights, rembg_cutter
+from .cutters import CLASSICAL, Cutter, embedded_cutter, rembg_cutter
 from .errors import MissingInputError, RefusedError, UnavailableError, UsageError, WeightsError
 from .machine import Backend
 from .meshing.mesh import Made
-from .models import CUTTERS, PREFERRED_CUTTERS, check_cutter, fetch_command, find_cutter
+from .models import (
+    CUTTERS,
+    POCKET,
+    POCKET_CUTTER,
+    PREFERRED_CUTTERS,
+    check_cutter,
+    fetch_command,
+    find,
+    find_cutter,
+)
 from .settings import CutoutSettings, LiftSettings, MeshSettings, ModelSettings, Settings
 from .stages.cutout import cut_out
 from .watch import Caution, Watch
@@ -24,7 +33,6 @@ if TYPE_CHECKING:  # torch waits until a network is needed
     from .cameras import PoseKind
     from .diffusion.viewmodel import ViewModel
 
-POCKET = "pocket"  # the view model that comes with the package
 
 CUTOUT = Stage("cutout", 2, Cutout)
 VIEWS = Stage("views", 2, Views)
@@ -57,9 +65,9 @@ def pick_cutter(settings: CutoutSettings, cache: Cache, *, licence_accepted: boo
     if name == "auto":
         name = next((known for known in PREFERRED_CUTTERS if find_cutter(known)), "")
         if not name:
-            own = EMBEDDED if embedded_weights().is_file() else CLASSICAL.name
+            own = POCKET_CUTTER.name if find(POCKET_CUTTER) else CLASSICAL.name
             return replace(pick_own_cutter(own, cache), caution=no_weights(own))
-    if name in (EMBEDDED, CLASSICAL.name):
+    if name in (POCKET_CUTTER.name, CLASSICAL.name):
         return pick_own_cutter(name, cache)
     if CUTTERS[name].must_accept and not licence_accepted:
         raise RefusedError(
@@ -79,17 +87,17 @@ def pick_own_cutter(name: str, cache: Cache) -> Cutter:
     """One of those that need nothing installed."""
     if name == CLASSICAL.name:
         return CLASSICAL
-    weights = embedded_weights()
-    if not weights.is_file():
+    weights = find(POCKET_CUTTER)
+    if weights is None:
         raise WeightsError(
-            f"{name} did not come with this zero123", where=str(weights), remedy="try --cutter classical"
+            f"{name} did not come with this zero123", where=str(POCKET_CUTTER.path), remedy="try --cutter classical"
         )
     return embedded_cutter(weights, file_digest(cache, weights).sha256)
 
 
 def no_weights(own: str) -> Caution:
     what = {
-        EMBEDDED: "by the small network that comes with zero123",
+        POCKET_CUTTER.name: "by the small network that comes with zero123",
         CLASSICAL.name: "by colour alone, which suits plain backgrounds",
     }
     return Caution(
@@ -353,11 +361,11 @@ def written_licence(path: Path) -> str:
 def locate_model(name: str) -> Path:
     """The file or folder of a view model: installed under that name, or simply there."""
     if not name:
-        remedy = f"leave it out for {POCKET}, or name one of `zero123 models list`, a file or a folder"
+        remedy = f"leave it out for {POCKET.name}, or name one of `zero123 models list`, a file or a folder"
         raise UsageError("no view model is named", where="--model", remedy=remedy)
-    if name == POCKET:
-        own = machine.shipped("assets") / f"{POCKET}.safetensors"
-        if not own.is_file():
+    if name == POCKET.name:
+        own = find(POCKET)
+        if own is None:
             raise UnavailableError(
                 "the embedded model did not come with this zero123",
                 where="--model",
@@ -374,7 +382,9 @@ def locate_model(name: str) -> Path:
         return path
     if path.suffix or len(path.parts) > 1:
         raise MissingInputError("there is no such file", where=name, remedy="check --model")
-    raise models.unknown(name, models.KNOWN)
+    if name in models.table():
+        raise UsageError(f"{name} is a cutter, not a view model", where="--model", remedy="see: zero123 models list")
+    raise models.unknown(name, [POCKET.name, *models.KNOWN])
 
 
 def model_digest(cache: Cache, path: Path) -> str:

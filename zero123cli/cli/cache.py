@@ -17,7 +17,8 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 @app.command("dir")
-def dir_(json: options.Json = False, cache_dir: options.CacheDir = None) -> None:
+@options.verb
+def dir_(cache_dir: options.CacheDir = None) -> None:
     """Print the cache folder."""
     from .session import cache_root
 
@@ -26,7 +27,8 @@ def dir_(json: options.Json = False, cache_dir: options.CacheDir = None) -> None
 
 
 @app.command("list")
-def list_(json: options.Json = False, cache_dir: options.CacheDir = None) -> None:
+@options.verb
+def list_(cache_dir: options.CacheDir = None) -> None:
     """List what is kept: key, stage, size, last use."""
     from ..cache import entries
     from .session import cache_root
@@ -40,7 +42,8 @@ def list_(json: options.Json = False, cache_dir: options.CacheDir = None) -> Non
 
 
 @app.command()
-def runs(json: options.Json = False, cache_dir: options.CacheDir = None) -> None:
+@options.verb
+def runs(cache_dir: options.CacheDir = None) -> None:
     """List finished runs, the latest last: id, when, faces, photo. `zero123 export ID` writes one again."""
     from ..cache import Cache
     from ..runs import list_runs
@@ -55,9 +58,9 @@ def runs(json: options.Json = False, cache_dir: options.CacheDir = None) -> None
 
 
 @app.command()
+@options.verb
 def verify(
     repair: Annotated[bool, typer.Option("--repair", help="Put damaged entries aside; they are made anew.")] = False,
-    json: options.Json = False,
     cache_dir: options.CacheDir = None,
 ) -> None:
     """Check every byte that is kept; exits 65 when something is damaged."""
@@ -83,9 +86,9 @@ def verify(
 
 
 @app.command()
+@options.verb
 def prune(
     max_size: Annotated[str, typer.Option("--max-size", metavar="SIZE", help="What may stay, such as 500M or 20G.")],
-    json: options.Json = False,
     cache_dir: options.CacheDir = None,
     shared_cache: options.SharedCache = False,
 ) -> None:
@@ -104,9 +107,8 @@ def prune(
 
 
 @app.command()
-def clear(
-    json: options.Json = False, cache_dir: options.CacheDir = None, shared_cache: options.SharedCache = False
-) -> None:
+@options.verb
+def clear(cache_dir: options.CacheDir = None, shared_cache: options.SharedCache = False) -> None:
     """Drop everything that is kept. Runs that are under way at worst do their work again."""
     from ..cache import clear as clear_cache
     from ..cache import refuse_no_cache

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..batch import Item
 
 
+@options.verb
 def cutout(
     inputs: Annotated[
         list[str],
@@ -38,31 +39,21 @@ def cutout(
     force: options.Force = False,
     preset: options.Preset = None,
     set_: options.Set = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    progress: options.Progress = options.ProgressKind.auto,
-    color: options.Colour = options.ColourKind.auto,
-    offline: options.Offline = False,
-    cache_dir: options.CacheDir = None,
-    no_cache: options.NoCache = False,
-    refresh: options.Refresh = False,
-    shared_cache: options.SharedCache = False,
-    lock_timeout: options.LockTimeout = 600.0,
+    *,
+    stages: options.Stages,
 ) -> int:
     """Cut the object out of each photo: an RGBA PNG, square, centred, with soft alpha."""
     from .. import batch, photos, pipeline
     from ..cache import digest
     from ..report import encode_png
-    from .session import open_cache, read_settings, record, run_items
+    from .session import read_settings, record, run_items
 
-    screen.configure(json=json, quiet=quiet, verbose=verbose, progress=progress.value, color=color.value)
     flags = {"cutter": cutter, "mask": mask, "keep": keep, "foreground_ratio": foreground_ratio, "size": size}
     loaded = read_settings(preset, set_, {f"cutout.{name}": value for name, value in flags.items()})
     settings = loaded.settings.cutout
     sources, missing = batch.gather(inputs)
     items = batch.plan(sources, out, default="{stem}_cutout", suffixes=(".png",))
-    cache = open_cache(cache_dir, no_cache=no_cache, refresh=refresh, shared=shared_cache, lock_timeout=lock_timeout)
+    cache = stages.open_cache()
     tool = pipeline.pick_cutter(settings, cache, licence_accepted=accept_licence)
     batch.make_folders(items, out)
 

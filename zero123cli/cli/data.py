@@ -29,6 +29,7 @@ MESH_SUFFIXES = frozenset((".glb", ".gltf", ".obj", ".ply", ".stl", ".dae"))
 
 
 @app.command()
+@options.verb
 def render(
     out: Annotated[Path, typer.Option("-o", "--output", metavar="DATASET", help="The folder of the dataset.")],
     meshes: Annotated[
@@ -49,12 +50,6 @@ def render(
         float, typer.Option(min=0, max=1, help="Share of meshes that may be damaged before the exit code says so.")
     ] = 0.05,
     seconds: Annotated[float, typer.Option(min=1, max=36000, help="Time limit of one object.")] = 120.0,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    progress: options.Progress = options.ProgressKind.auto,
-    color: options.Colour = options.ColourKind.auto,
-    offline: options.Offline = False,
 ) -> int:
     """Render meshes from many sides by ray casting: pictures, poses, depth, normals and what is inside.
 
@@ -66,7 +61,6 @@ def render(
     from ..watch import Progress
     from ..workers import Result, run_jobs
 
-    screen.configure(json=json, quiet=quiet, verbose=verbose, progress=progress.value, color=color.value)
     sources = [str(path) for path in gather_meshes(meshes or [])]
     sources += [f"{viewsets.SOLID}{seed}-{number}" for number in range(procedural)]
     if not sources:
@@ -118,13 +112,12 @@ def make_dataset(folder: Path) -> None:
 
 
 @app.command()
+@options.verb
 def pack(
     dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A folder that `data render` made.")],
     out: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="The .safetensors file.")],
     views: Annotated[int, typer.Option(min=1, help="Pictures of each object to keep.")] = 8,
     force: options.Force = False,
-    json: options.Json = False,
-    progress: options.Progress = options.ProgressKind.auto,
 ) -> None:
     """Pack a dataset into one small file that trains anywhere without the meshes."""
     from .. import batch
@@ -132,7 +125,6 @@ def pack(
     from ..training import packs, viewsets
     from .cache import as_size
 
-    screen.configure(json=json, quiet=False, verbose=0, progress=progress.value, color="auto")
     objects = viewsets.list_objects(dataset)
     if not objects:
         raise MissingInputError("it holds no view sets", where=str(dataset), remedy="run `zero123 data render` first")

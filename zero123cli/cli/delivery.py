@@ -29,28 +29,6 @@ SHAPE, FILE = "The mesh", "The file"
 SUFFIXES = (".glb", ".obj", ".ply", ".stl", ".3mf", ".usdz", ".off")
 UNITS = {"mm": 1e-3, "cm": 1e-2, "m": 1.0, "in": 0.0254, "ft": 0.3048}
 
-Resolution = Annotated[int | None, typer.Option(help="128, 256 or 512 cells a side (256).", rich_help_panel=SHAPE)]
-Level = Annotated[float | None, typer.Option(help="Density at the surface; 0: chosen (0).", rich_help_panel=SHAPE)]
-Faces = Annotated[int | None, typer.Option(help="Faces at most; 0 for all (10000).", rich_help_panel=SHAPE)]
-KeepComponents = Annotated[
-    bool | None, typer.Option("--keep-components", help="Keep small loose pieces.", rich_help_panel=SHAPE)
-]
-Texture = Annotated[str | None, typer.Option(help="uv, vertex or none (uv).", rich_help_panel=SHAPE)]
-TextureSize = Annotated[int | None, typer.Option(help="Side of the texture, px (1024).", rich_help_panel=SHAPE)]
-Format = Annotated[
-    str, typer.Option("--format", help="Of outputs in folders: " + " ".join(SUFFIXES), rich_help_panel=FILE)
-]
-Up = Annotated[str, typer.Option(help="y or z.", rich_help_panel=FILE)]
-Front = Annotated[str, typer.Option(help="Such as +x.", show_default="+z, or -y where z is up", rich_help_panel=FILE)]
-Height = Annotated[str | None, typer.Option(metavar="12cm", help="mm, cm, m, in or ft.", rich_help_panel=FILE)]
-Origin = Annotated[str, typer.Option(help="center or base.", rich_help_panel=FILE)]
-Require = Annotated[
-    str | None,
-    typer.Option(
-        metavar="WHAT,...", help="watertight, textured, coloured, one-piece: else exit 82.", rich_help_panel=FILE
-    ),
-]
-
 
 @dataclass(frozen=True)
 class Wish:
@@ -61,28 +39,73 @@ class Wish:
     force: bool
 
 
-def read_wish(up: str, front: str, height: str | None, origin: str, require: str | None, *, force: bool) -> Wish:
-    """What is wrong with it shows before any work."""
-    import numpy as np
+@dataclass(frozen=True)
+class ShapeFlags:
+    """What a call says of the mesh; None: nothing."""
 
-    from ..meshing.gate import refuse_unknown
-    from ..meshing.write import Placement, placing
+    resolution: Annotated[
+        int | None, typer.Option(help="128, 256 or 512 cells a side (256).", rich_help_panel=SHAPE)
+    ] = None
+    level: Annotated[
+        float | None, typer.Option(help="Density at the surface; 0: chosen (0).", rich_help_panel=SHAPE)
+    ] = None
+    faces: Annotated[int | None, typer.Option(help="Faces at most; 0 for all (10000).", rich_help_panel=SHAPE)] = None
+    keep_components: Annotated[
+        bool | None, typer.Option("--keep-components", help="Keep small loose pieces.", rich_help_panel=SHAPE)
+    ] = None
+    texture: Annotated[str | None, typer.Option(help="uv, vertex or none (uv).", rich_help_panel=SHAPE)] = None
+    texture_size: Annotated[int | None, typer.Option(help="Side of the texture, px (1024).", rich_help_panel=SHAPE)] = (
+        None
+    )
 
-    placement = Placement(up, front, read_height(height) if height else 0.0, origin)
-    placing(np.eye(3), placement)
-    required = [name.strip() for name in (require or "").split(",") if name.strip()]
-    refuse_unknown(required, "--require")
-    return Wish(placement, required, force)
+    def knobs(self) -> dict[str, Any]:
+        return {f"mesh.{name}": value for name, value in vars(self).items()}
 
 
-def suffixes_from(format_: str) -> tuple[str, ...]:
-    """All that can be written, what `--format` names first."""
-    from ..errors import UsageError
+@dataclass(frozen=True)
+class FileFlags:
+    """What a call says of the file."""
 
-    suffix = "." + format_.lower().removeprefix(".")
-    if suffix not in SUFFIXES:
-        raise UsageError(f"{format_!r} is no mesh format", where="--format", remedy=f"use one of {' '.join(SUFFIXES)}")
-    return (suffix, *(other for other in SUFFIXES if other != suffix))
+    format_: Annotated[
+        str, typer.Option("--format", help="Of outputs in folders: " + " ".join(SUFFIXES), rich_help_panel=FILE)
+    ] = "glb"
+    up: Annotated[str, typer.Option(help="y or z.", rich_help_panel=FILE)] = "y"
+    front: Annotated[
+        str, typer.Option(help="Such as +x.", show_default="+z, or -y where z is up", rich_help_panel=FILE)
+    ] = ""
+    height: Annotated[str | None, typer.Option(metavar="12cm", help="mm, cm, m, in or ft.", rich_help_panel=FILE)] = (
+        None
+    )
+    origin: Annotated[str, typer.Option(help="center or base.", rich_help_panel=FILE)] = "center"
+    require: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT,...", help="watertight, textured, coloured, one-piece: else exit 82.", rich_help_panel=FILE
+        ),
+    ] = None
+
+    def read_wish(self, *, force: bool) -> Wish:
+        """What is wrong with it shows before any work."""
+        import numpy as np
+
+        from ..meshing.gate import refuse_unknown
+        from ..meshing.write import Placement, placing
+
+        placement = Placement(self.up, self.front, read_height(self.height) if self.height else 0.0, self.origin)
+        placing(np.eye(3), placement)
+        required = [name.strip() for name in (self.require or "").split(",") if name.strip()]
+        refuse_unknown(required, "--require")
+        return Wish(placement, required, force)
+
+    def suffixes(self) -> tuple[str, ...]:
+        """All that can be written, what `--format` names first."""
+        from ..errors import UsageError
+
+        suffix = "." + self.format_.lower().removeprefix(".")
+        if suffix not in SUFFIXES:
+            remedy = f"use one of {' '.join(SUFFIXES)}"
+            raise UsageError(f"{self.format_!r} is no mesh format", where="--format", remedy=remedy)
+        return (suffix, *(other for other in SUFFIXES if other != suffix))
 
 
 def plan_files(

@@ -8,9 +8,8 @@ from .screen import screen
 MARKS = {"ok": ("ok  ", ""), "could": ("--  ", "dim"), "bad": ("BAD ", "red")}
 
 
+@options.verb
 def doctor(
-    json: options.Json = False,
-    color: options.Colour = options.ColourKind.auto,
     cache_dir: options.CacheDir = None,
     shared_cache: options.SharedCache = False,
 ) -> None:
@@ -19,9 +18,8 @@ def doctor(
     from ..errors import UnavailableError
     from .session import cache_root
 
-    screen.configure(json=json, quiet=False, verbose=0, progress="none", color=color.value)
     findings = examine(cache_root(cache_dir), shared=shared_cache)
-    if json:
+    if screen.json:
         screen.result("", {"findings": [vars(finding) for finding in findings]})
     else:
         for finding in findings:

@@ -74,6 +74,7 @@ Mirrored = Annotated[bool, typer.Option("--mirrored", help="Volumes: the mean of
 
 
 @app.command()
+@options.verb
 def shape(
     dataset: Dataset = None,
     model: Model = None,
@@ -93,23 +94,12 @@ def shape(
     force: options.Force = False,
     preset: options.Preset = None,
     set_: options.Set = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    progress: options.Progress = options.ProgressKind.auto,
-    color: options.Colour = options.ColourKind.auto,
-    offline: options.Offline = False,
-    cache_dir: options.CacheDir = None,
-    no_cache: options.NoCache = False,
-    refresh: options.Refresh = False,
-    shared_cache: options.SharedCache = False,
-    lock_timeout: options.LockTimeout = 600.0,
+    *,
+    stages: options.Stages,
 ) -> int:
     """Shapes from one photo of each object: IoU and Chamfer distance, or F-scores."""
     from ..evaluation import evaluate, published, shapes
-    from .session import open_cache
 
-    screen.configure(json=json, quiet=quiet, verbose=verbose, progress=progress.value, color=color.value)
     if compare:
         return show_comparison(*compare)
     knobs = {
@@ -117,7 +107,7 @@ def shape(
         "model.pose_kind": pose_kind.value if pose_kind else None,
         "views.photo_elevation": photo_elevation,
     }
-    cache = open_cache(cache_dir, no_cache=no_cache, refresh=refresh, shared=shared_cache, lock_timeout=lock_timeout)
+    cache = stages.open_cache()
     plan = make_plan(preset, set_, knobs, device, dtype.value, cache)
     plan = replace(plan, elevation_deg=photo_elevation, threshold=threshold, mirrored=mirrored)
     run = Run(
@@ -132,6 +122,7 @@ def shape(
 
 
 @app.command()
+@options.verb
 def views(
     dataset: Dataset = None,
     model: Model = None,
@@ -158,17 +149,8 @@ def views(
     force: options.Force = False,
     preset: options.Preset = None,
     set_: options.Set = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    progress: options.Progress = options.ProgressKind.auto,
-    color: options.Colour = options.ColourKind.auto,
-    offline: options.Offline = False,
-    cache_dir: options.CacheDir = None,
-    no_cache: options.NoCache = False,
-    refresh: options.Refresh = False,
-    shared_cache: options.SharedCache = False,
-    lock_timeout: options.LockTimeout = 600.0,
+    *,
+    stages: options.Stages,
 ) -> int:
     """Views of each object from its one photo: PSNR, SSIM, LPIPS and the masks' overlap."""
     from .. import pipeline
@@ -176,9 +158,7 @@ def views(
     from ..diffusion.lonevolume import KIND
     from ..evaluation import evaluate, published
     from ..evaluation.views import BASELINES, VIEWS
-    from .session import open_cache
 
-    screen.configure(json=json, quiet=quiet, verbose=verbose, progress=progress.value, color=color.value)
     if compare:
         return show_comparison(*compare)
     knobs = {
@@ -190,7 +170,7 @@ def views(
         "views.steps": steps,
         "views.guidance": guidance,
     }
-    cache = open_cache(cache_dir, no_cache=no_cache, refresh=refresh, shared=shared_cache, lock_timeout=lock_timeout)
+    cache = stages.open_cache()
     plan = make_plan(preset, set_, knobs, device, dtype.value, cache)
     plan = replace(plan, elevation_deg=photo_elevation, mirrored=mirrored, size=size, views=True)
     name = plan.settings.model.name

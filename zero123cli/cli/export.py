@@ -13,32 +13,18 @@ if TYPE_CHECKING:
     from ..batch import Item
 
 
+@options.verb
 def export(
     run: Annotated[
         str,
         typer.Argument(metavar="RUN", help="A glb written by zero123, the id of a run, or last.", show_default=False),
     ],
     out: Annotated[str | None, typer.Option("-o", "--output", metavar="OUT", help="A mesh file, or a folder.")] = None,
-    resolution: delivery.Resolution = None,
-    level: delivery.Level = None,
-    faces: delivery.Faces = None,
-    keep_components: delivery.KeepComponents = None,
-    texture: delivery.Texture = None,
-    texture_size: delivery.TextureSize = None,
-    format_: delivery.Format = "glb",
-    up: delivery.Up = "y",
-    front: delivery.Front = "",
-    height: delivery.Height = None,
-    origin: delivery.Origin = "center",
-    require: delivery.Require = None,
+    *,
+    shape: delivery.ShapeFlags,
+    file: delivery.FileFlags,
     force: options.Force = False,
     set_: options.Set = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    progress: options.Progress = options.ProgressKind.auto,
-    color: options.Colour = options.ColourKind.auto,
-    offline: options.Offline = False,
     cache_dir: options.CacheDir = None,
     shared_cache: options.SharedCache = False,
     lock_timeout: options.LockTimeout = 600.0,
@@ -50,20 +36,10 @@ def export(
     from ..watch import silent
     from .session import open_cache, run_items
 
-    screen.configure(json=json, quiet=quiet, verbose=verbose, progress=progress.value, color=color.value)
-    knobs = {
-        "mesh.resolution": resolution,
-        "mesh.level": level,
-        "mesh.faces": faces,
-        "mesh.keep_components": keep_components,
-        "mesh.texture": texture,
-        "mesh.texture_size": texture_size,
-    }
-    wish = delivery.read_wish(up, front, height, origin, require, force=force)
-    suffixes = delivery.suffixes_from(format_)
+    wish, suffixes = file.read_wish(force=force), file.suffixes()
     cache = open_cache(cache_dir, no_cache=False, shared=shared_cache, lock_timeout=lock_timeout)
     record = find_run(cache, run).record
-    loaded = settings.reload(record["settings"], record["preset"], flags=knobs, set_flags=set_ or ())
+    loaded = settings.reload(record["settings"], record["preset"], flags=shape.knobs(), set_flags=set_ or ())
     for text in set_ or ():
         if not text.strip().startswith("mesh."):
             remedy = "change it with zero123 reconstruct; --set mesh.KEY=VALUE works here"

@@ -23,9 +23,10 @@ Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="As `zero123
 
 
 @app.command("list")
-def list_(json: options.Json = False) -> None:
+@options.verb
+def list_() -> None:
     """List all known weights: what is installed, sizes, licences."""
-    from ..models import KnownModel, files_of, find, table
+    from ..models import files_of, find, table
 
     rows = []
     for known in table().values():
@@ -33,11 +34,11 @@ def list_(json: options.Json = False) -> None:
         size = known.about or (as_size(known.size) if known.size else "-")
         if path:
             size = as_size(sum(file.stat().st_size for file, _ in files_of(known, path)))
-        if json:
+        if screen.json:
             screen.result("", facts_of(known, path) | {"installed": path is not None})
-        note = known.note if isinstance(known, KnownModel) else f"cutter: {known.note}"
+        note = known.note if kind_of(known) == "view" else f"cutter: {known.note}"
         rows.append((known.name, "installed" if path else "-", size, licence_of(known), note))
-    if json:
+    if screen.json:
         return
     if sys.stdout is not None and sys.stdout.isatty():
         from rich.table import Table as Rows
@@ -56,16 +57,12 @@ def list_(json: options.Json = False) -> None:
 
 
 @app.command()
+@options.verb
 def pull(
     names: Names,
     accept_licence: Annotated[
         bool, typer.Option("--accept-licence", help="You agree to the licences; without it you are asked.")
     ] = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    progress: options.Progress = options.ProgressKind.auto,
-    color: options.Colour = options.ColourKind.auto,
     offline: Annotated[
         bool, typer.Option("--offline", envvar="ZERO123_OFFLINE", help="Refuse: this verb needs the network.")
     ] = False,
@@ -74,9 +71,8 @@ def pull(
     """Fetch weights: goes on where it was broken off; HF_HOME, HF_TOKEN and HF_ENDPOINT are heeded."""
     from ..errors import RefusedError, UnavailableError, WeightsError
     from ..fetching import deliver, place_order
-    from ..models import find
+    from ..models import EmbeddedWeights, find, missing
 
-    screen.configure(json=json, quiet=quiet, verbose=verbose, progress=progress.value, color=color.value)
     numbers = {name: number for number, name in enumerate(names, 1)}
 
     def work(known: Known) -> dict[str, Any]:
@@ -91,6 +87,8 @@ def pull(
             else:
                 screen.finish(f"pull: {known.name}: already installed")
                 return facts_of(known, path)
+        if isinstance(known, EmbeddedWeights):
+            raise missing(known.name)
         if offline or hub_is_offline():
             raise UnavailableError(
                 f"{known.name} is not installed and the network is not to be used",
@@ -121,15 +119,13 @@ def pull(
 
 
 @app.command()
+@options.verb
 def verify(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME...]", help="Without: all installed.")] = None,
-    json: options.Json = False,
-    progress: options.Progress = options.ProgressKind.auto,
 ) -> int:
     """Check sizes and digests of installed weights; exits 65 when something is wrong."""
     from ..models import find, table
 
-    screen.configure(json=json, quiet=False, verbose=0, progress=progress.value, color="auto")
     if not names:
         names = [name for name, known in table().items() if find(known)]
         if not names:
@@ -145,7 +141,8 @@ def verify(
 
 
 @app.command("path")
-def path_(name: Annotated[str, typer.Argument(help="As `zero123 models list` shows it.")]) -> None:
+@options.verb
+def path_(name: Annotated[str, typer.Argument(metavar="NAME", help="As `zero123 models list` shows it.")]) -> None:
     """Print where installed weights are."""
     from ..models import look_up
 
@@ -153,17 +150,19 @@ def path_(name: Annotated[str, typer.Argument(help="As `zero123 models list` sho
 
 
 @app.command()
+@options.verb
 def rm(
     names: Names,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    json: options.Json = False,
 ) -> int:
     """Remove installed weights, and what broken-off pulls of them left."""
     from ..errors import RefusedError
     from ..fetching import remove
-    from ..models import find
+    from ..models import EmbeddedWeights, find
 
     def work(known: Known) -> dict[str, Any]:
+        if isinstance(known, EmbeddedWeights):
+            raise RefusedError("it is a part of zero123", where=known.name, remedy="it goes with the program")
         path = find(known)
         if not yes:
             if not can_ask():
@@ -180,9 +179,9 @@ def rm(
 
 
 @app.command()
+@options.verb
 def inspect(
     file: Annotated[str, typer.Argument(metavar="MODEL", help="A file, a folder, or a name of the list.")],
-    json: options.Json = False,
     cache_dir: options.CacheDir = None,
     no_cache: options.NoCache = False,
     shared_cache: options.SharedCache = False,
@@ -199,7 +198,7 @@ def inspect(
     known = KNOWN.get(file) or next((known for known in KNOWN.values() if known.sha256 == facts["digest"]), None)
     if known:
         facts |= {"family": known.name, "pose_kind": known.pose_kind, "licence": licence_of(known)}
-    if json:
+    if screen.json:
         screen.result("", facts)
         return
     total = sum(facts["parameters"].values())
@@ -224,6 +223,7 @@ def inspect(
 
 
 @app.command()
+@options.verb
 def convert(
     file: Annotated[str, typer.Argument(metavar="MODEL", help="A file, a folder, or a name of the list.")],
     out: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="A .safetensors file.")],
@@ -233,8 +233,6 @@ def convert(
     raw: Annotated[bool, typer.Option("--raw", help="Take the raw weights, not the averaged ones.")] = False,
     dtype: Annotated[options.DtypeKind, typer.Option(help="Precision to keep.")] = options.DtypeKind.float16,
     force: options.Force = False,
-    json: options.Json = False,
-    progress: options.Progress = options.ProgressKind.auto,
     cache_dir: options.CacheDir = None,
     no_cache: options.NoCache = False,
     shared_cache: options.SharedCache = False,
@@ -247,7 +245,6 @@ def convert(
     from ..settings import ModelSettings
     from .session import open_cache
 
-    screen.configure(json=json, quiet=False, verbose=0, progress=progress.value, color="auto")
     if out.suffix != ".safetensors":
         raise UsageError(f"{out} is no .safetensors file", where="-o", remedy="give it that suffix")
     path = pipeline.locate_model(file)
@@ -300,14 +297,12 @@ def for_each(names: list[str], work: Callable[[Known], dict[str, Any]]) -> int:
 
 
 def facts_of(known: Known, path: Path | None) -> dict[str, Any]:
-    from ..models import KnownModel
-
     return {
         "name": known.name,
         "status": "ok",
         "code": 0,
         "path": str(path) if path else None,
-        "kind": "view" if isinstance(known, KnownModel) else "cutter",
+        "kind": kind_of(known),
         "licence": known.licence,
         "non_commercial": known.non_commercial,
         "bytes": known.size or None,
@@ -315,6 +310,14 @@ def facts_of(known: Known, path: Path | None) -> dict[str, Any]:
         "origin": known.origin,
         "note": known.note,
     }
+
+
+def kind_of(known: Known) -> str:
+    from ..models import EmbeddedWeights, KnownModel
+
+    if isinstance(known, EmbeddedWeights):
+        return known.kind
+    return "view" if isinstance(known, KnownModel) else "cutter"
 
 
 def licence_of(known: Known) -> str:
@@ -334,14 +337,14 @@ def require(known: Known) -> Path:
 def check(known: Known, path: Path, watch: Watch) -> bool:
     """Refuses damaged weights; whether there was a published digest for all of them."""
     from ..errors import WeightsError, writing_failed
-    from ..models import damage, files_of
+    from ..models import damage, fetch_command, files_of
 
     published = True
     try:
         for file, digest in files_of(known, path):
             published = published and bool(digest)
             if wrong := damage(file, known.size, digest, watch):
-                remedy = f"run: zero123 models pull {known.name}"
+                remedy = f"run: {fetch_command(known.name)}"
                 raise WeightsError(
                     f"these are not the published {known.name} weights: {wrong}", where=str(file), remedy=remedy
                 )

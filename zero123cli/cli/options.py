@@ -1,12 +1,24 @@
-"""The flags that verbs share, each spelled once."""
+"""The flags that verbs share, each spelled once.
+
+`verb` gives a verb those that say how it speaks, and spreads out each of its parameters that is a group: a dataclass
+whose fields are flags.
+"""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+
+from .screen import screen
+
+if TYPE_CHECKING:
+    from ..cache import Cache
 
 
 class ProgressKind(StrEnum):
@@ -156,3 +168,80 @@ Offline = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+
+# Groups ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Voice:
+    """How a verb speaks."""
+
+    json: Json = False
+    quiet: Quiet = False
+    verbose: Verbose = 0
+    progress: Progress = ProgressKind.auto
+    color: Colour = ColourKind.auto
+    offline: Offline = False
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Where stages are kept, and whether what is kept counts."""
+
+    cache_dir: CacheDir = None
+    no_cache: NoCache = False
+    refresh: Refresh = False
+    shared_cache: SharedCache = False
+    lock_timeout: LockTimeout = 600.0
+
+    def open_cache(self) -> Cache:
+        from .session import open_cache
+
+        return open_cache(
+            self.cache_dir,
+            no_cache=self.no_cache,
+            refresh=self.refresh,
+            shared=self.shared_cache,
+            lock_timeout=self.lock_timeout,
+        )
+
+
+def verb(work: Callable[..., int | None]) -> Callable[..., int | None]:
+    """What Typer makes a command of."""
+    kinds = get_type_hints(work, include_extras=True)
+    groups: dict[str, Any] = {name: kind for name, kind in kinds.items() if is_dataclass(kind)}
+    flags: dict[str, inspect.Parameter] = {}
+    for parameter in inspect.signature(work).parameters.values():
+        if parameter.name in groups:
+            flags |= flags_of(groups[parameter.name])
+        else:
+            flags[parameter.name] = parameter.replace(annotation=kinds[parameter.name])
+    voice = {name: flag for name, flag in flags_of(Voice).items() if name not in flags}
+
+    def speak(**given: Any) -> int | None:
+        said = Voice(**{name: given.pop(name) for name in voice})
+        screen.configure(
+            json=said.json,
+            quiet=said.quiet,
+            verbose=said.verbose,
+            progress=said.progress.value,
+            color=said.color.value,
+        )
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+        return work(**given)
+
+    speak.__name__, speak.__doc__ = work.__name__, work.__doc__
+    order = sorted((flags | voice).values(), key=lambda flag: flag.kind)  # flags of groups are named, never placed
+    speak.__signature__ = inspect.Signature(order)  # type: ignore[attr-defined]  # it is what Typer reads
+    return speak
+
+
+def flags_of(group: Any) -> dict[str, inspect.Parameter]:
+    kinds = get_type_hints(group, include_extras=True)
+    return {
+        field.name: inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=kinds[field.name]
+        )
+        for field in fields(group)
+    }

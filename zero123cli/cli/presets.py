@@ -13,7 +13,8 @@ app = typer.Typer(help="List presets; show what a preset sets and where each val
 
 
 @app.command("list")
-def list_(json: options.Json = False) -> None:
+@options.verb
+def list_() -> None:
     """List the presets that can be named with --preset."""
     from .. import machine
     from ..settings import list_presets
@@ -24,11 +25,11 @@ def list_(json: options.Json = False) -> None:
 
 
 @app.command()
+@options.verb
 def show(
     preset: Annotated[str | None, typer.Argument(help="A preset by name, or a .toml file.", show_default="cpu")] = None,
     origin: Annotated[bool, typer.Option("--origin", help="Say where each value comes from.")] = False,
     set_: options.Set = None,
-    json: options.Json = False,
 ) -> None:
     """Show every setting as a run with this preset would use it, environment and configuration files included."""
     from ..settings import describe, flatten
@@ -36,7 +37,7 @@ def show(
 
     loaded = read_settings(preset, set_, {})
     values = flatten(loaded.settings)
-    if json:
+    if screen.json:
         rows = {key: {"value": value, "origin": loaded.origins[key]} for key, value in values.items()}
         screen.result("", {"preset": loaded.preset, "settings": rows})
         return

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..batch import Item
 
 
+@options.verb
 def reconstruct(
     inputs: Annotated[
         list[str],
@@ -45,18 +46,9 @@ def reconstruct(
             rich_help_panel=delivery.SHAPE,
         ),
     ] = None,
-    resolution: delivery.Resolution = None,
-    level: delivery.Level = None,
-    faces: delivery.Faces = None,
-    keep_components: delivery.KeepComponents = None,
-    texture: delivery.Texture = None,
-    texture_size: delivery.TextureSize = None,
-    format_: delivery.Format = "glb",
-    up: delivery.Up = "y",
-    front: delivery.Front = "",
-    height: delivery.Height = None,
-    origin: delivery.Origin = "center",
-    require: delivery.Require = None,
+    *,
+    shape: delivery.ShapeFlags,
+    file: delivery.FileFlags,
     model: options.Model = None,
     pose_kind: options.PoseFormula = None,
     seed: Annotated[int | None, typer.Option(help="Another seed, another back.", show_default="0")] = None,
@@ -65,17 +57,7 @@ def reconstruct(
     force: options.Force = False,
     preset: options.Preset = None,
     set_: options.Set = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    progress: options.Progress = options.ProgressKind.auto,
-    color: options.Colour = options.ColourKind.auto,
-    offline: options.Offline = False,
-    cache_dir: options.CacheDir = None,
-    no_cache: options.NoCache = False,
-    refresh: options.Refresh = False,
-    shared_cache: options.SharedCache = False,
-    lock_timeout: options.LockTimeout = 600.0,
+    stages: options.Stages,
 ) -> int:
     """Turn each photo into a textured 3D mesh that stands upright and faces the front."""
     from .. import batch, machine, photos, pipeline
@@ -83,9 +65,8 @@ def reconstruct(
     from ..cache import digest
     from ..errors import UsageError
     from ..runs import RECONSTRUCT
-    from .session import open_cache, read_settings, run_items
+    from .session import read_settings, run_items
 
-    screen.configure(json=json, quiet=quiet, verbose=verbose, progress=progress.value, color=color.value)
     knobs = {
         "seed": seed,
         "model.name": model,
@@ -98,24 +79,18 @@ def reconstruct(
         "lift.refine_steps": steps,
         "lift.scale": guidance,
         "lift.allow_degrade": allow_degrade,
-        "mesh.resolution": resolution,
-        "mesh.level": level,
-        "mesh.faces": faces,
-        "mesh.keep_components": keep_components,
-        "mesh.texture": texture,
-        "mesh.texture_size": texture_size,
+        **shape.knobs(),
     }
     loaded = read_settings(preset, set_, knobs)
     settings = loaded.settings
-    wish = delivery.read_wish(up, front, height, origin, require, force=force)
-    suffixes = delivery.suffixes_from(format_)
+    wish, suffixes = file.read_wish(force=force), file.suffixes()
     further = [read_also(text) for text in also or []]
 
     sources, missing = batch.gather(inputs)
     if further and len(sources) + len(missing) != 1:
         raise UsageError("further photos are of one object", where="--also", remedy="give a single INPUT with it")
     items = delivery.plan_files(sources, out, suffixes, settings.mesh, [path for path, _, _ in further])
-    cache = open_cache(cache_dir, no_cache=no_cache, refresh=refresh, shared=shared_cache, lock_timeout=lock_timeout)
+    cache = stages.open_cache()
     prior = pipeline.pick_prior(settings.model, machine.pick(device, dtype.value), cache)
     tool = pipeline.pick_cutter(settings.cutout, cache, licence_accepted=accept_licence)
     batch.make_folders(items, out)

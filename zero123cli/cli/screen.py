@@ -50,6 +50,10 @@ class Screen:
         self.lines = not self.bars and progress != "none" and not quiet
         self.coloured = color == "always" or (color == "auto" and lively and not os.environ.get("NO_COLOR"))
 
+    def hush(self) -> None:
+        """Errors only from now on."""
+        self.quiet, self.bars, self.lines = True, False, False
+
     # Results
 
     def result(self, path: str | os.PathLike[str], facts: Mapping[str, Any] | None = None) -> None:

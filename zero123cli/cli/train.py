@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..training.volumes import VolumeTask
 
 
+@options.verb
 def train(
     preset: Annotated[str, typer.Argument(metavar="PRESET", help="Such as train-pocket-volume.")],
     data: Annotated[Path, typer.Option("--data", metavar="DATASET", help="A dataset's folder, or a packed file.")],
@@ -35,12 +36,6 @@ def train(
     device: options.Device = "auto",
     dtype: options.Dtype = options.DtypeKind.auto,
     set_: options.Set = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    progress: options.Progress = options.ProgressKind.auto,
-    color: options.Colour = options.ColourKind.auto,
-    offline: options.Offline = False,
 ) -> None:
     """Train a part of the embedded model. The run's folder holds checkpoints, the log, figures and pictures.
 
@@ -50,15 +45,14 @@ def train(
     from ..errors import MissingInputError
     from .session import read_settings
 
-    screen.configure(
-        json=json, quiet=quiet or machine.peers().rank > 0, verbose=verbose, progress=progress.value, color=color.value
-    )
+    peers = machine.peers()
+    if peers.rank:
+        screen.hush()
     texts = {"train.base": base and str(base), "train.init": init and str(init), "train.licence": licence}
     knobs = {"seed": seed, **texts, "train.minutes": minutes, "train.steps": steps, "train.batch": batch}
     settings = read_settings(preset, set_, knobs).settings
     if not data.exists():
         raise MissingInputError("there is no such dataset", where=str(data), remedy="run `zero123 data render` first")
-    peers = machine.peers()
     backend = machine.pick(device, dtype.value)
     if peers.count > 1 and backend.device.startswith("cuda"):
         backend = machine.pick(f"cuda:{peers.local}", dtype.value)

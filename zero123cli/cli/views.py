@@ -22,6 +22,7 @@ ANIMATED = (".gif", ".webp", ".mp4")
 WHERE, HOW = "Which views", "How they are sampled"
 
 
+@options.verb
 def views(
     inputs: Annotated[
         list[str],
@@ -85,17 +86,8 @@ def views(
     force: options.Force = False,
     preset: options.Preset = None,
     set_: options.Set = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-    progress: options.Progress = options.ProgressKind.auto,
-    color: options.Colour = options.ColourKind.auto,
-    offline: options.Offline = False,
-    cache_dir: options.CacheDir = None,
-    no_cache: options.NoCache = False,
-    refresh: options.Refresh = False,
-    shared_cache: options.SharedCache = False,
-    lock_timeout: options.LockTimeout = 600.0,
+    *,
+    stages: options.Stages,
 ) -> int:
     """Draw the object of each photo from other sides. Azimuth +90 shows what lay on the picture's right-hand side."""
     from .. import batch as batches
@@ -104,9 +96,8 @@ def views(
     from ..cache import digest
     from ..cameras import within_a_turn
     from ..errors import UsageError
-    from .session import open_cache, read_settings, record, run_items
+    from .session import read_settings, record, run_items
 
-    screen.configure(json=json, quiet=quiet, verbose=verbose, progress=progress.value, color=color.value)
     knobs = {
         "seed": seed,
         "model.name": model,
@@ -157,7 +148,7 @@ def views(
     batches.refuse_clashes([item for items in plans for item in items])
     targets = {items[0].source: [item.target for item in items] for items in zip(*plans, strict=True)}
 
-    cache = open_cache(cache_dir, no_cache=no_cache, refresh=refresh, shared=shared_cache, lock_timeout=lock_timeout)
+    cache = stages.open_cache()
     prior = pipeline.pick_prior(settings.model, machine.pick(device, dtype.value), cache)
     tool = pipeline.pick_cutter(settings.cutout, cache, licence_accepted=accept_licence)
     batches.make_folders(plans[0], out)
