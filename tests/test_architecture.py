@@ -22,7 +22,7 @@ ROWS = (
     {"models", "artifacts", "diffusion.tensorfiles", "diffusion.ldm", "diffusion.volume"}
     | {"meshing.isosurface", "meshing.texture", "meshing.write"}
     | {"radiance.losses", "radiance.kernels_cuda", "radiance.rays"},
-    {"diffusion.rays", "radiance.hashgrid", "radiance.occupancy", "meshing.silhouette"},
+    {"diffusion.rays", "radiance.hashgrid", "radiance.occupancy", "meshing.silhouette", "meshing.thin"},
     {"diffusion.viewmodel"},
     {"fetching", "cache", "photos", "cutters", "diffusion.lonevolume", "diffusion.sampling", "diffusion.guidance"}
     | {"radiance.field"},

@@ -26,7 +26,6 @@ from zero123cli.meshing.isosurface import (
     fill_inside,
     look_over,
     march,
-    raise_rays,
 )
 from zero123cli.meshing.shot import Shot, look_at
 
@@ -253,45 +252,6 @@ def test_a_shell_with_pinholes_is_filled() -> None:
         vertices, faces = extract(*fill_inside(field, seen, 10.0), 10.0, 128)
         hole = 0.01384 if field is cup else 0.0  # where the opening goes through the wall
         assert measure_volume(vertices, faces) == pytest.approx(4 / 3 * math.pi * volume - hole, rel=0.06)
-
-
-def stick_and_ball(points: np.ndarray) -> np.ndarray:
-    """A ball, and a stick on it that is a tenth as dense as the surface's level asks."""
-    x, y, z = points.T
-    stick = solid(np.minimum(0.03 - np.hypot(x, z), 0.2 - np.abs(y - 0.3)), top=2 * LEVEL / 10)
-    return np.maximum(solid(0.2 - np.linalg.norm(points, axis=1)), stick)
-
-
-def picture_of(field: Field, level: float) -> Shot:
-    """A photo of what of a field is denser than the level."""
-    shot = Shot(np.zeros((200, 200, 4), np.uint8), Viewpoint(20, 10), half=0.4)
-    seen = march(look_over(field), shot, 200).top > level
-    rgba = np.zeros((200, 200, 4), np.uint8)
-    rgba[seen, 3] = 255
-    return Shot(rgba, shot.viewpoint, half=shot.half)
-
-
-def test_what_is_faint_on_a_ray_through_the_mask_is_raised_to_the_level() -> None:
-    volume = look_over(stick_and_ball)
-    shot = picture_of(stick_and_ball, LEVEL / 12)
-    raised = raise_rays(stick_and_ball, volume, shot, LEVEL)
-    plain, whole = (extract(*fields, LEVEL, 128)[0] for fields in ((stick_and_ball, volume), raised))
-    assert plain[:, 1].max() < 0.22
-    assert whole[:, 1].max() > 0.45
-    above = whole[whole[:, 1] > 0.3]
-    assert np.hypot(above[:, 0], above[:, 2]).max() < 0.05
-    again = look_over(raised[0])
-    assert np.allclose(raised[1].values, again.values, rtol=1e-4, atol=1e-4)
-
-
-def test_no_ray_is_raised_beside_the_mask_nor_where_nothing_is() -> None:
-    volume = look_over(stick_and_ball)
-    ball_alone = picture_of(stick_and_ball, LEVEL)
-    stick = extract(*raise_rays(stick_and_ball, volume, ball_alone, LEVEL), LEVEL, 128)[0]
-    assert stick[:, 1].max() < 0.24  # but for a pixel at the outline it stays as faint as it was
-    full = Shot(np.full((200, 200, 4), 255, np.uint8), ball_alone.viewpoint, half=0.4)
-    raised = extract(*raise_rays(stick_and_ball, volume, full, LEVEL), LEVEL, 128)[0]
-    assert np.abs(raised).max() < 0.55  # no wall where the mask is and the field is empty
 
 
 def test_blemishes_are_counted() -> None:

@@ -38,7 +38,7 @@ CUTOUT = Stage("cutout", 2, Cutout)
 VIEWS = Stage("views", 2, Views)
 VIEW = Stage("view", 2, View)
 FIELD = Stage("lift", 1, Field)
-MESH = Stage("mesh", 6, Made)
+MESH = Stage("mesh", 7, Made)
 
 
 def cutout(photo: Photo, settings: CutoutSettings, cutter: Cutter, cache: Cache, watch: Watch) -> Kept[Cutout]:

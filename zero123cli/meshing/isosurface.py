@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ..cameras import Viewpoint
 from ..errors import DivergedError, NothingFoundError
-from .shot import Shot, cast, project
+from .shot import Shot, cast
 
 Density = Callable[[np.ndarray], np.ndarray]  # float32 (P, 3) -> (P,), not negative, per unit of length
 
@@ -41,8 +40,6 @@ SPECK = 0.01  # share of the largest piece below which a piece is a speck
 PHOTO, HELD = 4.0, 0.75  # how much more the photo, and how much less what is held, count than the field's own opacity
 BLEMISH = 0.005  # what a further piece, handle or cavity costs, in agreement
 MOST_BLEMISHES = 20  # that are counted
-RAYS = 192  # px of the picture whose rays are raised to the level
-RAISED, ABOVE = 30.0, 1.5  # by how much at most, and how far above the level
 NEAR_BEST = 0.01  # levels that score this much less are as good
 
 
@@ -190,18 +187,9 @@ class Look:
 
 
 def march(volume: Volume, shot: Shot, side: int = LOOK_SIDE) -> Look:
-    from scipy.ndimage import map_coordinates
-
-    origin, ways = cast(shot, side)
-    span = math.sqrt(3) * volume.reach
-    step = 2 * volume.reach / volume.cells
-    lengths = step * np.linalg.norm(ways, axis=-1)
-    depths = shot.viewpoint.distance + np.arange(-span, span, step)
     top, clear = np.zeros((side, side), np.float32), np.ones((side, side), np.float32)
     densities, weights = [], []
-    for depth in depths[depths > 0]:
-        lattice = (origin + ways * depth + volume.reach) / step
-        values = map_coordinates(volume.values, np.moveaxis(lattice, -1, 0), order=1, cval=0.0, prefilter=False)
+    for _, lengths, values in slices(volume, shot, side):
         np.maximum(top, values, out=top)
         passed = (clear * np.exp(-values * lengths)).astype(np.float32)
         seen = clear - passed > FAINT
@@ -209,6 +197,21 @@ def march(volume: Volume, shot: Shot, side: int = LOOK_SIDE) -> Look:
         weights.append((clear - passed)[seen])
         clear = passed
     return Look(top, 1 - clear, np.concatenate(densities), np.concatenate(weights))
+
+
+def slices(volume: Volume, shot: Shot, side: int) -> Iterator[tuple[float, np.ndarray, np.ndarray]]:
+    """What the rays of a picture meet, from the camera on: depths, the lengths of a step (S, S), densities (S, S)."""
+    from scipy.ndimage import map_coordinates
+
+    origin, ways = cast(shot, side)
+    span = math.sqrt(3) * volume.reach
+    step = 2 * volume.reach / volume.cells
+    lengths = step * np.linalg.norm(ways, axis=-1)
+    depths = shot.viewpoint.distance + np.arange(-span, span, step)
+    for depth in depths[depths > 0]:
+        lattice = (origin + ways * depth + volume.reach) / step
+        places = np.moveaxis(lattice, -1, 0)
+        yield depth, lengths, map_coordinates(volume.values, places, order=1, cval=0.0, prefilter=False)
 
 
 def overlap(one: np.ndarray, other: np.ndarray) -> float:
@@ -247,37 +250,6 @@ def euler_number(solid: np.ndarray) -> int:
 
 
 # The inside ----------------------------------------------------------------------------------------------------------
-
-
-def raise_rays(density: Density, volume: Volume, shot: Shot, level: float) -> tuple[Density, Volume]:
-    """A density that reaches the level somewhere on each ray through the photo's mask: what is thin is faint.
-
-    A ray's densities are all raised alike, so that what stands out on it is what is seen; and not beyond RAISED, since
-    where a ray meets next to nothing there is nothing to see.
-    """
-    from scipy.ndimage import map_coordinates
-
-    side = min(RAYS, shot.side)
-    alpha = Image.fromarray(shot.rgba[..., 3]).resize((side, side), Image.Resampling.BOX)
-    mask = np.asarray(alpha) >= 128
-    top = np.maximum(march(volume, shot, side).top, 1e-9)
-    lacking = mask & (top < level) & (top * RAISED > level)
-    if not lacking.any():
-        return density, volume
-    factors = np.where(lacking, ABOVE * level / top, 1.0)
-
-    def factor(points: np.ndarray) -> np.ndarray:
-        places = project(shot, points, side)[:, 1::-1].T - 0.5
-        values: np.ndarray = map_coordinates(factors, places, order=1, cval=1.0)
-        return values
-
-    def raised(points: np.ndarray) -> np.ndarray:
-        values: np.ndarray = density(points) * factor(points)
-        return values
-
-    return raised, Volume(
-        volume.values * look_over(factor, reach=volume.reach, cells=volume.cells).values, volume.reach
-    )
 
 
 def fill_inside(density: Density, volume: Volume, level: float) -> tuple[Density, Volume]:

@@ -13,11 +13,12 @@ import numpy as np
 from ..artifacts import Field
 from ..errors import DivergedError
 from ..meshing.cleanup import clean
-from ..meshing.isosurface import choose_level, extract, fill_inside, look_over, raise_rays
+from ..meshing.isosurface import choose_level, extract, fill_inside, look_over
 from ..meshing.mesh import Made
 from ..meshing.shot import outline, shot_of
 from ..meshing.silhouette import fit_outline
 from ..meshing.texture import paint
+from ..meshing.thin import round_thin
 from ..radiance.field import colour_at, density_at
 from ..settings import LiftSettings, MeshSettings
 from ..watch import Progress, Watch
@@ -54,8 +55,8 @@ def make_mesh(
     chosen = choose_level(volume, shots)
     level = settings.level or chosen.value
     watch(Progress("mesh", 1, PARTS, f"level {level:.3g}"))
-    raised = raise_rays(density, volume, shots[0], level)
-    vertices, faces = extract(*fill_inside(*raised, level), level, settings.resolution)
+    rounded = round_thin(density, volume, shots[0], level, rim / 2)
+    vertices, faces = extract(*fill_inside(*rounded, level), level, settings.resolution)
     watch(Progress("mesh", 2, PARTS, f"{len(faces)} faces"))
     solid = clean(
         vertices,
