@@ -25,7 +25,9 @@ from .models import (
     check_cutter,
     damage,
     fetch_command,
+    find,
     find_cutter,
+    missing,
 )
 from .pipeline import locate_model
 
@@ -137,13 +139,17 @@ def look_at_embedded() -> Iterator[Finding]:
     for what, (weights, look) in looks.items():
         mend = fetch_command(weights.name)
         try:
-            found = look()
-            wrong = damage(weights.path, weights.size, weights.digest)
+            if find(weights) is None:
+                raise missing(weights.name)
+            found, wrong = look(), damage(weights.path, weights.size, weights.digest)
+        except Zero123Error as error:
+            yield Finding(what, "bad", f"{error.where}: {error.what}" if error.where else error.what, mend)
+        except OSError as error:
+            yield Finding(what, "bad", f"{weights.path} cannot be read ({(error.strerror or '').lower()})", mend)
+        else:
             yield Finding(
                 what, "bad" if wrong else "ok", f"{weights.path}: {wrong}" if wrong else found, wrong and mend
             )
-        except Zero123Error as error:
-            yield Finding(what, "bad", f"{error.where}: {error.what}" if error.where else error.what, mend)
 
 
 def look_into_model() -> str:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -350,7 +351,7 @@ def find_cutter(name: str, environ: Mapping[str, str] = os.environ) -> Path | No
 def fetch_command(name: str) -> str:
     """The command that puts weights where they are looked for."""
     if name in EMBEDDED:
-        return f"{sys.executable} -m pip install --force-reinstall zero123cli"
+        return f"{shlex.quote(sys.executable)} -m pip install --force-reinstall --no-deps zero123cli"
     return f"zero123 models pull {name}"
 
 

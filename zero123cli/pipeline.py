@@ -369,7 +369,7 @@ def locate_model(name: str) -> Path:
             raise UnavailableError(
                 "the embedded model did not come with this zero123",
                 where="--model",
-                remedy="install it again, or name one of `zero123 models list`",
+                remedy=f"run: {fetch_command(POCKET.name)}, or name one of `zero123 models list`",
             )
         return own
     if name in models.KNOWN:

@@ -83,6 +83,8 @@ def pull(
             try:
                 check(known, path, watch)
             except WeightsError as damaged:
+                if isinstance(known, EmbeddedWeights):
+                    raise
                 screen.note(str(damaged))
             else:
                 screen.finish(f"pull: {known.name}: already installed")
@@ -124,12 +126,10 @@ def verify(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME...]", help="Without: all installed.")] = None,
 ) -> int:
     """Check sizes and digests of installed weights; exits 65 when something is wrong."""
-    from ..models import find, table
+    from ..models import EMBEDDED, find, table
 
     if not names:
-        names = [name for name, known in table().items() if find(known)]
-        if not names:
-            screen.note("no weights are installed")
+        names = [name for name, known in table().items() if name in EMBEDDED or find(known)]
 
     def work(known: Known) -> dict[str, Any]:
         path = require(known)
@@ -146,7 +146,9 @@ def path_(name: Annotated[str, typer.Argument(metavar="NAME", help="As `zero123 
     """Print where installed weights are."""
     from ..models import look_up
 
-    screen.result(require(look_up(name)))
+    known = look_up(name)
+    path = require(known)
+    screen.result(path, facts_of(known, path))
 
 
 @app.command()

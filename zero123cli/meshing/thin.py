@@ -8,6 +8,7 @@ Letters: P points, S side of the picture.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +21,11 @@ RAYS = 192  # px of the picture whose rays are looked along
 FAINT = 1 / 30  # of the surface's density; where a wide part of the mask has less, it is empty
 NARROW = 0.045  # sizes of the object: the radius up to which a part of the mask is thin
 THIN = 1.0  # radii; what the field has of a thin part is crumbs below that thickness
+GAPS = 0.15  # share of a narrow part that the field lacks from which it is crumbs, and not flat
+STICKS_OUT = 0.6  # of the largest radius: how far a thin part reaches away from all that is not
+BESIDE = np.ones((3, 3), bool)  # pixels that hang together
 RING = 2  # px by which rods reach into what is solid
-STIFF, ROUNDS = 8.0, 400  # how much neighbours' depths count for the field's own, and how often they are evened out
+STIFF, ROUNDS = 4.0, 400  # how much neighbours' depths count for the field's own, and how often they are evened out
 VAGUE = 0.05  # sizes of the object, over which a ray's densities spread when its depth counts half
 SURE = 0.1  # what a depth counts from which others begin at it
 
@@ -57,36 +61,34 @@ def look_along(volume: Volume, shot: Shot, level: float, side: int) -> Rays:
 
 def round_thin(density: Density, volume: Volume, shot: Shot, level: float, width: float) -> tuple[Density, Volume]:
     """The density with rods where the photo is thin; their border is as soft as `width`."""
-    from scipy.ndimage import binary_dilation, binary_propagation, distance_transform_edt, map_coordinates
+    from scipy.ndimage import binary_dilation, distance_transform_edt, map_coordinates, maximum_filter
 
     side = min(RAYS, shot.side)
     alpha = Image.fromarray(shot.rgba[..., 3]).resize((side, side), Image.Resampling.BOX)
     mask = np.asarray(alpha) >= 128
     pixel = 2 * shot.half / side * shot.viewpoint.distance
-    away, radius = measure_widths(mask, NARROW / pixel)
-    narrow = radius < NARROW / pixel
-    away, radius = away * pixel, radius * pixel
+    widest = NARROW / pixel
+    away, radius = measure_widths(mask, widest)
     rays = look_along(volume, shot, level, side)
-    crumbs = (rays.thick == 0) | (narrow & (rays.thick < THIN * radius))
-    thin = mask & crumbs & (rays.top > FAINT * level)
-    thin = binary_propagation(thin, mask=thin | mask & crumbs & narrow)
+    thin = pick_thin(mask, away, radius * pixel, rays, level, widest)
     if not thin.any():
         return density, volume
-    near = binary_dilation(thin, iterations=RING)
+    near = binary_dilation(thin, BESIDE, iterations=RING)
     ring, alone = near & mask & (rays.thick > 0) & ~thin, thin | near & ~mask
     outside = ~(thin | ring)
-    depth = even_out(rays, thin, ring, level)
-    depth = depth[tuple(distance_transform_edt(outside, return_distances=False, return_indices=True))]
-    inward = np.minimum(away, radius)
-    squared = np.where(outside, -(pixel**2), inward * (2 * radius - inward))
-    radius = np.where(outside, pixel, radius)
+    nearest = tuple(distance_transform_edt(outside, return_distances=False, return_indices=True))
+    depth, radius = even_out(rays, thin, ring, level)[nearest], (radius * pixel)[nearest]
+    inward = np.minimum(away * pixel, radius)
+    squared = np.where(outside, -radius * pixel, inward * (2 * radius - inward))
 
-    def rods(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def rods(points: np.ndarray, squared: np.ndarray = squared) -> tuple[np.ndarray, np.ndarray]:
         """Their density, and how much of a point's ray is theirs alone."""
         seen = project(shot, points, side)
         places = seen[:, 1::-1].T - 0.5
-        images = (squared, -(pixel**2)), (depth, 0.0), (radius, pixel), (alone.astype(float), 0.0)
-        thickness, middle, size, share = (map_coordinates(one, places, order=1, cval=out) for one, out in images)
+        thickness, middle, size = (
+            map_coordinates(one, places, order=1, mode="nearest") for one in (squared, depth, radius)
+        )
+        share = map_coordinates(alone.astype(float), places, order=1)
         within = (thickness - (seen[:, 2] - middle) ** 2) / (2 * np.maximum(size, pixel))
         return level * np.exp(np.clip(within / width, -20, 3)), share
 
@@ -94,12 +96,41 @@ def round_thin(density: Density, volume: Volume, shot: Shot, level: float, width
         own, share = rods(points)
         return np.maximum(own, density(points) * (1 - share)).astype(np.float32)
 
+    # The first look says where to look closer: what is thinner than its cells is a cell thick there.
+    cell = 2 * volume.reach / volume.cells
+    hair = np.where((squared > 0) & (radius < cell), cell**2, -np.inf)
+    thick = np.maximum(squared, maximum_filter(hair, 2 * math.ceil(cell / pixel) + 1))
     values = volume.values.copy()
     for layer, known in enumerate(values):
         lattice = np.indices((1, *known.shape)).reshape(3, -1).T + np.array((layer, 0, 0))
-        own, share = (part.reshape(known.shape) for part in rods(place(lattice, volume.cells, volume.reach)))
+        own, share = (part.reshape(known.shape) for part in rods(place(lattice, volume.cells, volume.reach), thick))
         np.maximum(own, known * (1 - share), out=known, casting="same_kind")
     return rounded, Volume(values, volume.reach)
+
+
+def pick_thin(
+    mask: np.ndarray, away: np.ndarray, radius: np.ndarray, rays: Rays, level: float, widest: float
+) -> np.ndarray:  # bool (S, S)
+    """Pixels of parts of the mask that the field lacks, or has in crumbs, and that stick out of the rest.
+
+    Rims and corners of what is wide stay as they are, and so does what is flat without gaps.
+    """
+    from scipy.ndimage import binary_dilation, binary_propagation, distance_transform_edt, uniform_filter
+
+    narrow, empty = mask & (radius < NARROW), mask & (rays.thick == 0)
+    core = narrow & (away > 1)
+    window = 2 * math.ceil(widest) + 1
+    gaps, whole = (uniform_filter(part.astype(float), window) for part in (core & empty, core))
+    broken = (gaps > GAPS * whole) | (whole < 0.5 / window**2)
+    crumbs = empty | narrow & broken & (rays.thick < THIN * radius)
+    thin = crumbs & (rays.top > FAINT * level)
+    thin = binary_propagation(thin, BESIDE, mask=thin | crumbs & narrow)
+    sound = mask & ~thin
+    if not sound.any():
+        return thin
+    far = thin & (distance_transform_edt(~sound) > STICKS_OUT * widest)
+    grown: np.ndarray = binary_dilation(far, BESIDE, iterations=math.ceil(widest), mask=thin)
+    return grown
 
 
 def measure_widths(mask: np.ndarray, widest: float) -> tuple[np.ndarray, np.ndarray]:  # bool (S, S) -> float, both
@@ -125,10 +156,9 @@ def even_out(rays: Rays, thin: np.ndarray, ring: np.ndarray, level: float) -> np
     own = np.where(rays.top >= level, 1.0, rays.top / level) / (1 + (rays.spread / VAGUE) ** 2)
     own = np.where(thin, own, 0.0)
     unsure = ~(ring | (own > SURE))
-    if not unsure.all():
-        depth = rays.depth[tuple(distance_transform_edt(unsure, return_distances=False, return_indices=True))]
-    else:
-        depth = rays.depth
+    if unsure.all():
+        unsure = own < own.max()
+    depth = rays.depth[tuple(distance_transform_edt(unsure, return_distances=False, return_indices=True))]
     count = STIFF * add_neighbours(known.astype(float))
     low, high = np.where(ring, rays.front, -np.inf), np.where(ring, rays.back, np.inf)
     for _ in range(ROUNDS):
@@ -139,7 +169,8 @@ def even_out(rays: Rays, thin: np.ndarray, ring: np.ndarray, level: float) -> np
 
 
 def add_neighbours(values: np.ndarray) -> np.ndarray:
-    """The sum of the four beside each."""
-    padded = np.pad(values, 1)
-    total: np.ndarray = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
+    """The sum of the eight around each."""
+    from scipy.ndimage import uniform_filter
+
+    total: np.ndarray = 9 * uniform_filter(values, 3, mode="constant") - values
     return total
