@@ -45,6 +45,8 @@ class KnownModel:
     non_commercial: bool = False
     note: str = ""
 
+    kind = "view"
+
     @property
     def digest(self) -> str:
         return f"sha256:{self.sha256}" if self.sha256 else ""
@@ -69,6 +71,7 @@ class CutterWeights:
     about: str = ""
 
     size = 0
+    kind = "cutter"
 
     @property
     def file(self) -> str:

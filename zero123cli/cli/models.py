@@ -36,7 +36,7 @@ def list_() -> None:
             size = as_size(sum(file.stat().st_size for file, _ in files_of(known, path)))
         if screen.json:
             screen.result("", facts_of(known, path) | {"installed": path is not None})
-        note = known.note if kind_of(known) == "view" else f"cutter: {known.note}"
+        note = known.note if known.kind == "view" else f"cutter: {known.note}"
         rows.append((known.name, "installed" if path else "-", size, licence_of(known), note))
     if screen.json:
         return
@@ -304,7 +304,7 @@ def facts_of(known: Known, path: Path | None) -> dict[str, Any]:
         "status": "ok",
         "code": 0,
         "path": str(path) if path else None,
-        "kind": kind_of(known),
+        "kind": known.kind,
         "licence": known.licence,
         "non_commercial": known.non_commercial,
         "bytes": known.size or None,
@@ -312,14 +312,6 @@ def facts_of(known: Known, path: Path | None) -> dict[str, Any]:
         "origin": known.origin,
         "note": known.note,
     }
-
-
-def kind_of(known: Known) -> str:
-    from ..models import EmbeddedWeights, KnownModel
-
-    if isinstance(known, EmbeddedWeights):
-        return known.kind
-    return "view" if isinstance(known, KnownModel) else "cutter"
 
 
 def licence_of(known: Known) -> str:

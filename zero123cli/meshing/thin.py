@@ -67,14 +67,13 @@ def round_thin(density: Density, volume: Volume, shot: Shot, level: float, width
     alpha = Image.fromarray(shot.rgba[..., 3]).resize((side, side), Image.Resampling.BOX)
     mask = np.asarray(alpha) >= 128
     pixel = 2 * shot.half / side * shot.viewpoint.distance
-    widest = NARROW / pixel
-    away, radius = measure_widths(mask, widest)
+    away, radius = measure_widths(mask, NARROW / pixel)
     rays = look_along(volume, shot, level, side)
-    thin = pick_thin(mask, away, radius * pixel, rays, level, widest)
+    thin = pick_thin(mask, away, radius, rays, level, pixel)
     if not thin.any():
         return density, volume
     near = binary_dilation(thin, BESIDE, iterations=RING)
-    ring, alone = near & mask & (rays.thick > 0) & ~thin, thin | near & ~mask
+    ring, alone = near & mask & (rays.thick > 0) & ~thin, (thin | near & ~mask).astype(float)
     outside = ~(thin | ring)
     nearest = tuple(distance_transform_edt(outside, return_distances=False, return_indices=True))
     depth, radius = even_out(rays, thin, ring, level)[nearest], (radius * pixel)[nearest]
@@ -88,7 +87,7 @@ def round_thin(density: Density, volume: Volume, shot: Shot, level: float, width
         thickness, middle, size = (
             map_coordinates(one, places, order=1, mode="nearest") for one in (squared, depth, radius)
         )
-        share = map_coordinates(alone.astype(float), places, order=1)
+        share = map_coordinates(alone, places, order=1)
         within = (thickness - (seen[:, 2] - middle) ** 2) / (2 * np.maximum(size, pixel))
         return level * np.exp(np.clip(within / width, -20, 3)), share
 
@@ -109,7 +108,7 @@ def round_thin(density: Density, volume: Volume, shot: Shot, level: float, width
 
 
 def pick_thin(
-    mask: np.ndarray, away: np.ndarray, radius: np.ndarray, rays: Rays, level: float, widest: float
+    mask: np.ndarray, away: np.ndarray, radius: np.ndarray, rays: Rays, level: float, pixel: float
 ) -> np.ndarray:  # bool (S, S)
     """Pixels of parts of the mask that the field lacks, or has in crumbs, and that stick out of the rest.
 
@@ -117,12 +116,13 @@ def pick_thin(
     """
     from scipy.ndimage import binary_dilation, binary_propagation, distance_transform_edt, uniform_filter
 
-    narrow, empty = mask & (radius < NARROW), mask & (rays.thick == 0)
+    widest = NARROW / pixel
+    narrow, empty = mask & (radius < widest), mask & (rays.thick == 0)
     core = narrow & (away > 1)
     window = 2 * math.ceil(widest) + 1
     gaps, whole = (uniform_filter(part.astype(float), window) for part in (core & empty, core))
     broken = (gaps > GAPS * whole) | (whole < 0.5 / window**2)
-    crumbs = empty | narrow & broken & (rays.thick < THIN * radius)
+    crumbs = empty | narrow & broken & (rays.thick < THIN * radius * pixel)
     thin = crumbs & (rays.top > FAINT * level)
     thin = binary_propagation(thin, BESIDE, mask=thin | crumbs & narrow)
     sound = mask & ~thin
@@ -158,12 +158,13 @@ def even_out(rays: Rays, thin: np.ndarray, ring: np.ndarray, level: float) -> np
     unsure = ~(ring | (own > SURE))
     if unsure.all():
         unsure = own < own.max()
-    depth = rays.depth[tuple(distance_transform_edt(unsure, return_distances=False, return_indices=True))]
+    begun = rays.depth[tuple(distance_transform_edt(unsure, return_distances=False, return_indices=True))]
+    depth = np.where(known, begun, 0.0)
     count = STIFF * add_neighbours(known.astype(float))
     low, high = np.where(ring, rays.front, -np.inf), np.where(ring, rays.back, np.inf)
     for _ in range(ROUNDS):
-        around = STIFF * add_neighbours(np.where(known, depth, 0.0))
-        depth = np.where(known, (own * rays.depth + around) / np.maximum(own + count, 1e-9), depth)
+        around = STIFF * add_neighbours(depth)
+        depth = np.where(known, (own * rays.depth + around) / np.maximum(own + count, 1e-9), 0.0)
         depth = np.clip(depth, low, high)
     return depth
 
