@@ -28,6 +28,7 @@ ROWS = (
     | {"radiance.field"},
     {"diffusion.checkpoints"},
     {"scenes.meshes", "scenes.raycast", "radiance.render"},
+    {"scenes.forms"},
     {
         "stages.cutout",
         "stages.views",

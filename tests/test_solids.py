@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from zero123cli.cameras import Viewpoint
+from zero123cli.scenes.forms import lathe, rod, wedge
 from zero123cli.scenes.raycast import draw_lighting, prepare, render, winding
-from zero123cli.scenes.solids import FEWEST, MAKERS, MOST, join, lathe, make_solid, rod, wedge
+from zero123cli.scenes.solids import FEWEST, MAKERS, MOST, join, make_solid
 from zero123cli.scenes.surface import Surface
 
 COUNT = 60
