@@ -29,6 +29,7 @@ ROWS = (
     {"diffusion.checkpoints"},
     {"scenes.meshes", "scenes.raycast", "radiance.render"},
     {"scenes.forms"},
+    {"scenes.creatures", "scenes.wares"},
     {
         "stages.cutout",
         "stages.views",

@@ -6,12 +6,15 @@ import time
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from zero123cli.cameras import Viewpoint
-from zero123cli.scenes.forms import lathe, rod, wedge
+from zero123cli.scenes.creatures import CREATURES, limb, make_beast, melt, sprout
+from zero123cli.scenes.forms import bounds, lathe, rod, wedge
 from zero123cli.scenes.raycast import draw_lighting, prepare, render, winding
 from zero123cli.scenes.solids import FEWEST, MAKERS, MOST, join, make_solid
 from zero123cli.scenes.surface import Surface
+from zero123cli.scenes.wares import loft, make_shoe
 
 COUNT = 60
 
@@ -108,6 +111,49 @@ def test_shapes_stand_along_y() -> None:
     assert cup.bounding_box()[4] == pytest.approx(1) and 0 < cup.volume() < 0.5 * 3.14 * 0.45**2
     roof = np.reshape(wedge(1, 0.4, 0.6).bounding_box(), (2, 3))
     assert roof == pytest.approx(np.array([[-0.5, -0.2, -0.3], [0.5, 0.2, 0.3]]), abs=1e-6)
+
+
+def test_limbs_melt_into_one_closed_body() -> None:
+    one = limb((0, 0, 0, 0.2), (0, 0, 1, 0.2))
+    rod_alone = melt([one], 0.02)
+    assert rod_alone.volume() == pytest.approx(np.pi * 0.2**2 * (1 + 0.8 / 3), rel=0.03)
+    assert np.array(rod_alone.bounding_box()) == pytest.approx([-0.2, -0.2, -0.2, 0.2, 0.2, 1.2], abs=0.01)
+    crossed = melt([one, limb((-0.6, 0, 0.5, 0.2), (0.6, 0, 0.5, 0.2))], 0.02)
+    soft = melt([one, limb((-0.6, 0, 0.5, 0.2), (0.6, 0, 0.5, 0.2))], 0.3)
+    assert len(crossed.decompose()) == 1 and rod_alone.volume() < crossed.volume() < soft.volume()
+    assert len(melt([one, limb((2, 0, 0, 0.2), (2, 0, 1, 0.2))], 0.05).decompose()) == 2
+
+
+def test_a_chain_goes_where_its_links_point() -> None:
+    chain = sprout(np.array([1.0, 0, 0]), np.array([[0.0, 0], [90, 0], [0, 90]]), 0.5, np.full(4, 0.1))
+    assert chain[:, :3] == pytest.approx(np.array([[1, 0, 0], [1, 0, 0.5], [1.5, 0, 0.5], [1.5, 0.5, 0.5]]))
+
+
+def test_beasts_are_long_and_stand_on_the_ground() -> None:
+    boxes = [bounds(make_beast(np.random.default_rng(seed))) for seed in range(40)]
+    sizes = np.array([high - low for low, high in boxes])
+    assert np.median(sizes[:, 2] / sizes[:, 0]) > 2  # from head to tail, against their width
+    assert np.median([abs(low[1]) for low, _ in boxes]) < 0.1
+
+
+def test_every_creature_is_in_one_piece() -> None:
+    for name, (make, _) in CREATURES.items():
+        for seed in range(6):
+            surface = join(make(np.random.default_rng(seed)), np.random.default_rng(seed))
+            fills = np.rint(winding(surface.vertices[surface.faces], 40)).astype(bool)
+            pieces, count = ndimage.label(fills, np.ones((3, 3, 3)))
+            assert np.bincount(pieces.ravel())[1:].max() > 0.85 * fills.sum(), (name, seed, count)
+
+
+def test_shoes_are_about_twice_as_long_as_wide() -> None:
+    z = np.linspace(-0.5, 0.5, 15)
+    block = loft(z, np.full(15, 0.2), np.full(15, 0.3), np.zeros(15), np.zeros(15), flat=True)
+    assert np.array(block.bounding_box()) == pytest.approx([-0.2, 0, -0.5, 0.2, 0.3, 0.5], abs=1e-3)
+    ratios = []
+    for seed in range(30):
+        low, high = bounds(make_shoe(np.random.default_rng(seed)))
+        ratios.append((high - low)[2] / (high - low)[0])
+    assert np.median(ratios) > 2
 
 
 def test_one_takes_a_small_part_of_a_second(made: tuple[list[Surface], float]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from manifold3d import CrossSection, Manifold, OpType  # type: ignore[import-not-found, unused-ignore]
 
+from .creatures import CREATURES
 from .forms import (
     Part,
     around,
@@ -35,6 +36,7 @@ from .forms import (
 )
 from .raycast import as_colour, draw_palette, fade, retexture
 from .surface import Material, Surface, normalise, to_linear
+from .wares import WARES
 
 FEWEST, MOST = 500, 20_000  # triangles
 PAINTS = 5
@@ -338,52 +340,6 @@ def make_craft(rng: np.random.Generator) -> list[Part]:
     return parts
 
 
-def make_creature(rng: np.random.Generator) -> list[Part]:
-    """An animal on two or four legs, or a figure."""
-    long_, wide, tall = rng.uniform(0.35, 0.9), rng.uniform(0.22, 0.4), rng.uniform(0.25, 0.45)
-    leg, limb = rng.uniform(0.12, 0.45), rng.uniform(0.04, 0.09)
-    on_two = rng.random() < 0.4
-    if on_two:
-        long_, tall = wide * rng.uniform(0.6, 1), rng.uniform(0.4, 0.7)
-    middle = leg + tall / 2
-    parts = [(egg(wide, tall, long_).translate((0, middle, 0)), 0)]
-    feet = (0.0,) if on_two else (-long_ * 0.3, long_ * 0.3)
-    for z in feet:
-        foot = egg(limb * 2.2, limb * 1.4, limb * 3.2).translate((wide * 0.3, limb * 0.6, z + limb * 0.6))
-        parts.append((mirrored(bar((wide * 0.3, 0.03, z), (wide * 0.25, middle, z), limb * 0.8, limb)), 0))
-        parts.append((mirrored(foot), 1))
-    size = rng.uniform(0.18, 0.4)
-    ahead = 0.0 if on_two else long_ * 0.45
-    above = leg + tall + size * rng.uniform(0.0, 0.35) + (0 if on_two else rng.choice([0, 0, 0.3]))
-    parts.append((bar((0, middle, ahead * 0.6), (0, above, ahead), limb * 1.5, limb * 1.1), 0))
-    head = egg(size, size * rng.uniform(0.8, 1.1), size * rng.uniform(0.9, 1.4)).translate((0, above, ahead))
-    parts.append((head, int(rng.choice([0, 1]))))
-    front = ahead + size * 0.42
-    parts.append((mirrored(ball(size * 0.08, 20).translate((size * 0.2, above + size * 0.12, front))), 4))
-    snout = rod(size * 0.5, 0.04, 0.0)
-    if rng.random() < 0.7:
-        snout = egg(size * 0.5, size * 0.4, size * rng.uniform(0.3, 1))
-    parts.append((snout.rotate((90, 0, 0)).translate((0, above - size * 0.12, front)), 2))
-    if rng.random() < 0.8:
-        long_ear = rng.uniform(0.15, 0.8) * size
-        ear = egg(size * 0.25, long_ear * 2, size * 0.12) if rng.random() < 0.6 else rod(long_ear, size * 0.15, 0.0)
-        ear = ear.rotate((0, 0, -rng.uniform(0, 45))).translate((size * 0.33, above + size * 0.42, ahead))
-        parts.append((mirrored(ear), 3))
-    if on_two:
-        reach = rng.uniform(-0.25, 0.35)
-        arm = bar((wide * 0.4, leg + tall * 0.75, 0), (wide * 0.5 + 0.15, leg + tall * 0.5 + reach, 0.1), limb * 0.8)
-        hand = ball(limb * 1.1, 24).translate((wide * 0.5 + 0.15, leg + tall * 0.5 + reach, 0.1))
-        parts += [(mirrored(arm), 1), (mirrored(hand), 3)]
-        if rng.random() < 0.5:
-            crown = rod(size * 0.5, size * 0.42, size * rng.uniform(0, 0.4))
-            hat = rod(0.03, size * 0.7) + crown.translate((0, 0.1, 0))
-            parts.append((hat.translate((0, above + size * 0.42, ahead)), 2))
-    else:
-        end = (0.0, middle + rng.uniform(-0.1, 0.35), -long_ * 0.5 - rng.uniform(0.05, 0.35))
-        parts.append((bar((0, middle, -long_ * 0.4), end, limb * 0.7, limb * 0.25), 3))
-    return parts
-
-
 def make_house(rng: np.random.Generator) -> list[Part]:
     """A house, tower, shed or castle."""
     width, height, depth = rng.uniform(0.5, 1.1), rng.uniform(0.35, 1.2), rng.uniform(0.4, 0.8)
@@ -548,7 +504,6 @@ MAKERS: dict[str, tuple[Callable[[np.random.Generator], list[Part]], float]] = {
     "tool": (make_tool, 1.0),
     "car": (make_car, 1.0),
     "craft": (make_craft, 1.0),
-    "creature": (make_creature, 1.6),
     "house": (make_house, 0.7),
     "plant": (make_plant, 0.8),
     "lump": (make_lump, 1.2),
@@ -556,5 +511,7 @@ MAKERS: dict[str, tuple[Callable[[np.random.Generator], list[Part]], float]] = {
     "stack": (make_stack, 0.7),
     "abstract": (make_abstract, 1.2),
     "pair": (make_pair, 0.6),
+    **CREATURES,
+    **WARES,
 }
 TOTAL = sum(weight for _, weight in MAKERS.values())
