@@ -580,6 +580,19 @@ def test_a_run_starts_from_exported_weights(dataset: Path, volume_file: Path, na
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_volume_is_learnt_on_from_the_one_of_a_whole_model(
+    dataset: Path, volume_file: Path, narrow: None, tmp_path: Path
+) -> None:
+    task = pocket(dataset, volume_file)
+    shipped = train.export(
+        train.train(task, FAST, tmp_path / "run", small.CPU, 0, silent), tmp_path / "pocket.safetensors", task.facts()
+    )
+    net = VolumeNet(NET)
+    train.begin(net, shipped)
+    of_it = load_file(volume_file)
+    assert all(torch.equal(tensor, of_it[name].float()) for name, tensor in net.state_dict().items())
+
+
 def test_weights_of_something_else_are_refused(dataset: Path, volume_file: Path, narrow: None, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="nothing is named"):
         pocket(dataset, "")

@@ -405,9 +405,13 @@ def export(checkpoint: Path, target: Path, facts: dict[str, Any]) -> Path:
 
 
 def begin(model: nn.Module, path: Path) -> None:
-    """Puts exported weights into a model."""
+    """Puts exported weights into a model; where they are a part of what the file holds, that part."""
     try:
-        model.load_state_dict(load_tensors(path.read_bytes()))
+        tensors = load_tensors(path.read_bytes())
+        wanted = model.state_dict().keys()
+        parts = ["", *sorted({name.split(".")[0] + "." for name in tensors})]
+        part = next((part for part in parts if all(part + name in tensors for name in wanted)), "")
+        model.load_state_dict({name.removeprefix(part): t for name, t in tensors.items() if name.startswith(part)})
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise MissingInputError(reason, where=str(path), remedy="check train.init") from error
