@@ -16,11 +16,11 @@ from manifold3d import Manifold, Mesh  # type: ignore[import-not-found, unused-i
 
 from .forms import Part, ball, bar, egg, lathe, mirrored, point, rod
 
-CELLS = 56  # along the longest side of a melted body
+CELLS, FEW = 56, 28  # along the longest side of a melted body, and of a single limb
 Limb = np.ndarray  # (K, 4): places and radii, one ball after the other
 
 
-def melt(limbs: Sequence[Limb], softness: float) -> Manifold:
+def melt(limbs: Sequence[Limb], softness: float, cells: int = CELLS) -> Manifold:
     """One closed surface around all limbs, which run into each other over `softness`."""
     from skimage.measure import marching_cubes
 
@@ -28,7 +28,7 @@ def melt(limbs: Sequence[Limb], softness: float) -> Manifold:
     margin = balls[:, 3].max() * 0.2 + softness
     low = (balls[:, :3] - balls[:, 3:]).min(0) - margin
     high = (balls[:, :3] + balls[:, 3:]).max(0) + margin
-    step = float((high - low).max()) / CELLS
+    step = float((high - low).max()) / cells
     shape = np.ceil((high - low) / step).astype(int) + 1
     axes = [low[k] + step * np.arange(shape[k]) for k in range(3)]
     field = np.full(shape, 10 * step + softness, np.float32)
@@ -308,7 +308,7 @@ def make_figure(rng: np.random.Generator) -> list[Part]:
         else:
             toe = np.array([start[0] * rng.uniform(0.8, 1.8), thick * 0.8, rng.uniform(-0.15, 0.15) * leg])
             knee = off((start + toe) / 2, 0, 0, rng.uniform(0, 0.1) * leg)
-        parts.append((melt([limb((*start, thick * 1.2), (*knee, thick), (*toe, thick * 0.85))], 0.02), 2))
+        parts.append((melt([limb((*start, thick * 1.2), (*knee, thick), (*toe, thick * 0.85))], 0.02, FEW), 2))
         foot = egg(thick * 2.2, thick * 1.6, thick * 3.6)
         parts.append((foot.translate(point(off(toe, 0, 0, thick * 0.8))), 3))
         parts += make_arm(
@@ -344,7 +344,7 @@ def make_arm(rng: np.random.Generator, side: int, shoulder: np.ndarray, length: 
     turns = np.array([[yaw, pitch], [yaw * rng.uniform(0, 1), pitch + rng.uniform(-20, 70)]])
     arm = sprout(shoulder, turns, length / 2, thick * np.array([1.15, 1.0, 0.85]))
     hand = arm[-1, :3]
-    parts: list[Part] = [(melt([arm], 0.02), 1), (ball(thick * 1.3, 20).translate(point(hand)), 0)]
+    parts: list[Part] = [(melt([arm], 0.02, FEW), 1), (ball(thick * 1.3, 20).translate(point(hand)), 0)]
     if rng.random() < 0.1:
         tilt = direction(rng.uniform(-40, 40), rng.uniform(20, 100)) * rng.uniform(0.2, 0.6)
         parts.append((bar(hand - tilt * 0.3, hand + tilt, 0.025), 4))
