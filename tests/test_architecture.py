@@ -22,8 +22,8 @@ ROWS = (
     {"models", "artifacts", "diffusion.tensorfiles", "diffusion.ldm", "diffusion.volume"}
     | {"meshing.isosurface", "meshing.texture", "meshing.write"}
     | {"radiance.losses", "radiance.kernels_cuda", "radiance.rays"},
-    {"diffusion.rays", "radiance.hashgrid", "radiance.occupancy", "meshing.silhouette", "meshing.thin"},
-    {"diffusion.viewmodel"},
+    {"scenes.parts", "diffusion.rays", "radiance.hashgrid", "radiance.occupancy", "meshing.silhouette", "meshing.thin"},
+    {"scenes.gltf", "scenes.obj", "scenes.ply", "scenes.dae", "diffusion.viewmodel"},
     {"fetching", "cache", "photos", "cutters", "diffusion.lonevolume", "diffusion.sampling", "diffusion.guidance"}
     | {"radiance.field"},
     {"diffusion.checkpoints"},

@@ -26,7 +26,7 @@ from PIL import Image
 from trimesh.visual.material import PBRMaterial, SimpleMaterial
 
 from zero123cli.errors import MeshError, MissingInputError
-from zero123cli.scenes import meshes
+from zero123cli.scenes import meshes, parts
 from zero123cli.scenes.meshes import LEAST_AREA, read_surface
 from zero123cli.scenes.surface import Surface, to_linear
 
@@ -83,7 +83,7 @@ def check_well(surface: Surface) -> None:
         assert all(0 <= value <= 1 for value in (*material.colour, material.roughness, material.metallic))
         if material.texture is not None:
             assert material.texture.dtype == np.uint8 and material.texture.ndim == 3 and material.texture.shape[2] == 4
-            assert max(material.texture.shape) <= meshes.TEXTURE_SIDE
+            assert max(material.texture.shape) <= parts.TEXTURE_SIDE
 
 
 def pick_texels(texture: np.ndarray, uv: np.ndarray) -> np.ndarray:
@@ -659,7 +659,7 @@ def test_rubbish_is_refused(refuse: Callable[..., MeshError], name: str, data: b
 
 def test_large_files_are_refused_unread(tmp_path: Path) -> None:
     with open(tmp_path / "big.glb", "wb") as file:
-        file.truncate(meshes.MAX_BYTES + 1)
+        file.truncate(parts.MAX_BYTES + 1)
     with pytest.raises(MeshError, match="256 MB"):
         read_surface(tmp_path / "big.glb")
 
@@ -1013,9 +1013,9 @@ def test_one_picture_shown_as_many_is_refused(refuse: Callable[..., MeshError]) 
     maker.document.update(images=images, textures=[{"source": k} for k in range(200)], materials=plain)
     started = time.monotonic()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(meshes, "MAX_KEPT", 20 * 1024 * 1024)
+        patch.setattr(parts, "MAX_KEPT", 20 * 1024 * 1024)
         refuse(maker, what="too many textures")
-        patch.setattr(meshes, "MAX_ALL_PIXELS", 10 * 1024 * 1024)
+        patch.setattr(parts, "MAX_ALL_PIXELS", 10 * 1024 * 1024)
         refuse(maker, what="too large")
     assert time.monotonic() - started < 5
 
