@@ -18,7 +18,7 @@ from zero123cli.radiance.field import Field, density_at
 from zero123cli.radiance.occupancy import Marching, Occupancy
 from zero123cli.radiance.rays import Rays, cast_rays
 from zero123cli.radiance.render import render, render_blocks
-from zero123cli.scenes import raycast
+from zero123cli.scenes import filling, raycast
 from zero123cli.scenes.surface import Material, Surface, normalise
 
 Painted = tuple[trimesh.Trimesh, tuple[float, float, float]]
@@ -131,8 +131,8 @@ def overlap(field: Field, prepared: raycast.Prepared) -> float:
     volume = look_over(density, reach=field.description.bound)
     level = choose_level(volume).value
     found = clean(*extract(*fill_inside(density, volume, level), level, 128))
-    ours = raycast.occupancy(raycast.prepare(plain(found.vertices, found.faces)), 64)
-    theirs = raycast.occupancy(prepared, 64)
+    ours = filling.occupancy(raycast.prepare(plain(found.vertices, found.faces)), 64)
+    theirs = filling.occupancy(prepared, 64)
     return float((ours & theirs).sum() / (ours | theirs).sum())
 
 

@@ -28,7 +28,7 @@ ROWS = (
     | {"radiance.field"},
     {"diffusion.checkpoints"},
     {"scenes.meshes", "scenes.raycast", "radiance.render"},
-    {"scenes.forms"},
+    {"scenes.forms", "scenes.looks", "scenes.filling"},
     {"scenes.creatures", "scenes.wares"},
     {
         "stages.cutout",

@@ -22,7 +22,7 @@ from zero123cli.meshing.mesh import Made
 from zero123cli.meshing.write import MILLIMETRES, write
 from zero123cli.radiance import field as fields
 from zero123cli.radiance.fit import fit_volume
-from zero123cli.scenes import raycast
+from zero123cli.scenes import filling, raycast
 from zero123cli.settings import Settings
 from zero123cli.stages.lift import FIELDS, Reference
 from zero123cli.stages.mesh import make_mesh
@@ -56,7 +56,7 @@ def known(prepared: raycast.Prepared) -> Field:
     cells = np.zeros((CELLS,) * 3, np.float32)
     inner = int(CELLS / lift.bound / 2)  # the solid's box has sides of 1, the field's of 2 bound
     first = (CELLS - inner) // 2
-    cells[(slice(first, first + inner),) * 3] = raycast.occupancy(prepared, inner)
+    cells[(slice(first, first + inner),) * 3] = filling.occupancy(prepared, inner)
     places = np.stack(np.meshgrid(*[np.linspace(0, 1, CELLS, dtype=np.float32)] * 3, indexing="ij"))
     described = replace(FIELDS["small"], bound=lift.bound, blob=0.0, density_shift=-1.0)
     field = fields.Field(described, generator=torch.Generator().manual_seed(0))

@@ -25,7 +25,7 @@ from zero123cli.radiance.hashgrid import GridDescription, encode, is_installed, 
 from zero123cli.radiance.occupancy import Marching, Occupancy, march, march_torch
 from zero123cli.radiance.rays import Rays, cast_rays, enter_box
 from zero123cli.radiance.render import WEIGHERS, blend, find_visible, render
-from zero123cli.scenes import meshes, raycast
+from zero123cli.scenes import filling, meshes, raycast
 from zero123cli.scenes.surface import Surface, normalise
 
 pytestmark = pytest.mark.bench
@@ -208,7 +208,7 @@ def test_a_large_render_on_a_gpu() -> None:
 def test_it_starts_from_a_volume_within_five_seconds() -> None:
     prepared = raycast.prepare(shapes.two_spheres())
     side = 48
-    inside = torch.from_numpy(raycast.occupancy(prepared, 40)).float()
+    inside = torch.from_numpy(filling.occupancy(prepared, 40)).float()
     inside = F.pad(inside, [4] * 6)  # the field's box is 1.2 wide
     colour = torch.full((3, side, side, side), 0.2)
     field = Field(generator=torch.Generator().manual_seed(0))

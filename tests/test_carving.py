@@ -12,7 +12,8 @@ pytest.importorskip("embreex", reason="no ray casting without embreex")
 
 from zero123cli.cameras import Viewpoint, ring
 from zero123cli.scenes.carving import Glimpse, carve
-from zero123cli.scenes.raycast import occupancy, pixel_width, prepare, render
+from zero123cli.scenes.filling import occupancy
+from zero123cli.scenes.raycast import pixel_width, prepare, render
 from zero123cli.scenes.surface import Material, Surface
 
 AROUND = [*ring(8, 10, 2), *ring(8, 45, 2), *ring(8, -35, 2)]

@@ -13,6 +13,8 @@ from conftest import SHARED
 
 from zero123cli.cameras import Viewpoint, ring
 from zero123cli.errors import UnavailableError
+from zero123cli.scenes.filling import hull, occupancy, parity, winding
+from zero123cli.scenes.looks import retexture
 from zero123cli.scenes.raycast import (
     SOFT,
     Lamp,
@@ -21,15 +23,10 @@ from zero123cli.scenes.raycast import (
     Prepared,
     corner_normals,
     draw_lighting,
-    hull,
-    occupancy,
-    parity,
     prepare,
     render,
     render_views,
-    retexture,
     silhouette,
-    winding,
 )
 from zero123cli.scenes.surface import Material, Surface, normalise, to_linear, to_srgb
 

@@ -10,8 +10,9 @@ from scipy import ndimage
 
 from zero123cli.cameras import Viewpoint
 from zero123cli.scenes.creatures import CREATURES, limb, make_beast, melt, sprout
+from zero123cli.scenes.filling import winding
 from zero123cli.scenes.forms import bounds, lathe, rod, wedge
-from zero123cli.scenes.raycast import draw_lighting, prepare, render, winding
+from zero123cli.scenes.raycast import draw_lighting, prepare, render
 from zero123cli.scenes.solids import FEWEST, MAKERS, MOST, join, make_solid
 from zero123cli.scenes.surface import Surface
 from zero123cli.scenes.wares import loft, make_shoe

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import MissingInputError, WeightsError
-from ..scenes.raycast import one_sided, winding
+from ..scenes.filling import one_sided, winding
 
 CELLS = 64  # of a side of the grid that solids are compared on
 POINTS = 2000  # on each surface

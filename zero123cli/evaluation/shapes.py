@@ -22,7 +22,8 @@ from ..artifacts import Cutout, PhotoCamera
 from ..cameras import TRAINING_DISTANCE, Viewpoint
 from ..diffusion.volume import REACH, USUAL_HALF, Framing, Volume, VolumeNet, guess_elevation
 from ..errors import NothingFoundError, UsageError
-from ..scenes.raycast import hull, prepare
+from ..scenes.filling import hull
+from ..scenes.raycast import prepare
 from ..scenes.surface import Material, Surface, normalise
 from ..watch import Watch, silent
 from .rig import PHOTO, Case, Plan, cut

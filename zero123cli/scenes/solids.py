@@ -34,7 +34,8 @@ from .forms import (
     soft_box,
     wedge,
 )
-from .raycast import as_colour, draw_palette, fade, retexture
+from .looks import draw_palette, fade, retexture
+from .raycast import as_colour
 from .surface import Material, Surface, normalise, to_linear
 from .wares import WARES
 

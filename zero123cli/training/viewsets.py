@@ -64,14 +64,14 @@ class ViewSet:
 
 def photograph(source: str, rig: Rig) -> ViewSet:
     """Renders a mesh file, or a made-up solid when `source` says so."""
-    from ..scenes import carving, raycast, solids
+    from ..scenes import carving, filling, looks, raycast, solids
     from ..scenes.meshes import read_surface
     from ..scenes.surface import normalise
 
     chance = np.random.default_rng([rig.seed, int(digest(source)[:12], 16)])
     surface = solids.make_solid(chance) if source.startswith(SOLID) else normalise(read_surface(Path(source)))
     if chance.random() < rig.retexture:
-        surface = raycast.retexture(surface, chance)
+        surface = looks.retexture(surface, chance)
     prepared = raycast.prepare(surface)
     light = raycast.draw_lighting(chance)
     viewpoints = draw_viewpoints(rig, chance)
@@ -89,7 +89,7 @@ def photograph(source: str, rig: Rig) -> ViewSet:
         seen = [carving.Glimpse(at, where, shown[..., 3], far, facing / 127) for at, where, shown, far, facing in sides]
         inside = carving.carve(seen, rig.occupancy)
     elif rig.occupancy:
-        inside = raycast.occupancy(prepared, rig.occupancy)
+        inside = filling.occupancy(prepared, rig.occupancy)
     if rig.occupancy and not inside.any():
         raise MeshError("nothing is inside it", where=source)
     return ViewSet(
