@@ -54,7 +54,7 @@ def test_a_damaged_mesh_is_listed_and_skipped(folder: Path) -> None:
     run = zero123(*arguments, "--max-bad", "0.5", "--json")
     assert [Path(source).name for source, _ in json.loads(run.stdout)["damaged"]] == ["bad.glb"]
     run = zero123(*arguments, "--max-bad", "0.1", "--json", code=65)
-    assert "1 of 4 objects are damaged" in run.stderr and "bad.glb" in run.stderr
+    assert "1 of 4 objects are damaged" in run.stderr and run.stderr.count("bad.glb") == 1
     (facts,) = map(json.loads, run.stdout.splitlines())
     assert facts["code"] == 65 and len(facts["damaged"]) == 1 and "see the list" in facts["remedy"]
 

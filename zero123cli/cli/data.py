@@ -59,7 +59,7 @@ def render(
     from ..errors import DiskError, MeshError, OutputError, UsageError, of_code
     from ..training import viewsets
     from ..watch import Progress
-    from ..workers import Result, run_jobs
+    from ..workers import run_jobs
 
     sources = [str(path) for path in gather_meshes(meshes or [])]
     sources += [f"{viewsets.SOLID}{seed}-{number}" for number in range(procedural)]
@@ -76,18 +76,19 @@ def render(
     todo = list(viewsets.pending(sources, out, how))
     screen.start(f"data: {len(sources)} objects, {len(sources) - len(todo)} of them done before", 1, 1)
     watch = screen.watcher("")
-    bad: list[Result] = []
+    bad: list[tuple[str, str]] = []  # whose and why
     results = run_jobs(viewsets.make, todo, count=jobs or machine.cores(), seconds=seconds, memory=16 * 10**9)
     for done, result in enumerate(results, 1):
         watch(Progress("render", done, len(todo), f"{len(bad)} damaged" if bad else ""))
         if result.code in (OutputError.exit_code, DiskError.exit_code):  # no mesh is to blame
             raise of_code(result.code)(result.failure)
         if result.failure:
-            bad.append(result)
-            screen.error(MeshError(result.failure, where=result.job[0]))
+            source = result.job[0]
+            bad.append((source, result.failure.removeprefix(f"{source}: ")))
+            screen.error(MeshError(bad[-1][1], where=source))
     screen.finish(f"data: {len(sources) - len(bad)} of {len(sources)} objects -> {out}")
     screen.stop()
-    facts = {"output": str(out), "objects": len(sources) - len(bad), "damaged": [[r.job[0], r.failure] for r in bad]}
+    facts = {"output": str(out), "objects": len(sources) - len(bad), "damaged": bad}
     if len(bad) > max_bad * len(sources):
         what, remedy = f"{len(bad)} of {len(sources)} objects are damaged", "see the list, or raise --max-bad"
         error = MeshError(what, where=str(out), remedy=remedy)
