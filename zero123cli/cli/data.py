@@ -84,8 +84,9 @@ def render(
             raise of_code(result.code)(result.failure)
         if result.failure:
             source = result.job[0]
-            bad.append((source, result.failure.removeprefix(f"{source}: ")))
-            screen.error(MeshError(bad[-1][1], where=source))
+            why = result.failure.removeprefix(f"{source}: ")
+            bad.append((source, why))
+            screen.error(MeshError(why, where=source))
     screen.finish(f"data: {len(sources) - len(bad)} of {len(sources)} objects -> {out}")
     screen.stop()
     facts = {"output": str(out), "objects": len(sources) - len(bad), "damaged": bad}

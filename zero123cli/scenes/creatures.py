@@ -2,7 +2,7 @@
 
 Proportions and poses are drawn from what is found in nature and on toy shelves, from hippopotamus to giraffe and from
 soldier to doll, so that what is seen end-on can be learned to reach far behind.
-Letters: K balls, P points, X, Y, Z cells.
+Letters: K balls, X, Y, Z cells.
 """
 
 from __future__ import annotations
@@ -50,14 +50,12 @@ def distance(places: np.ndarray, one: np.ndarray, two: np.ndarray) -> np.ndarray
     way = two[:3] - one[:3]
     along = np.clip((places - one[:3]) @ way / max(float(way @ way), 1e-9), 0, 1)
     away = np.linalg.norm(places - one[:3] - along[..., None] * way, axis=-1)
-    distance_: np.ndarray = away - (one[3] + along * (two[3] - one[3]))
-    return distance_
+    return away - (one[3] + along * (two[3] - one[3]))
 
 
 def smooth_least(a: np.ndarray, b: np.ndarray, softness: float) -> np.ndarray:  # (X, Y, Z), all
     blend = np.clip(0.5 + 0.5 * (a - b) / softness, 0, 1)
-    mixed: np.ndarray = a + blend * (b - a) - softness * blend * (1 - blend)
-    return mixed
+    return a + blend * (b - a) - softness * blend * (1 - blend)
 
 
 def limb(*balls: Sequence[float]) -> Limb:
@@ -66,11 +64,16 @@ def limb(*balls: Sequence[float]) -> Limb:
 
 
 def sprout(start: np.ndarray, turns: np.ndarray, step: float, radii: np.ndarray) -> Limb:  # (3,), (K, 2), (K + 1,)
-    """A chain from `start`; each link has its yaw and pitch, in degrees: 0, 0 is ahead, pitch 90 is up."""
-    yaw, pitch = np.radians(turns).T
-    ways = np.stack([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)], -1)
+    """A chain from `start`; each link has its yaw and pitch, as `direction` takes them."""
+    ways = direction(*turns.T)
     places = start + np.concatenate([np.zeros((1, 3)), np.cumsum(ways * step, 0)])
     return np.concatenate([places, radii[:, None]], 1)
+
+
+def direction(yaw: float | np.ndarray, pitch: float | np.ndarray) -> np.ndarray:  # (..., 3)
+    """Degrees: 0, 0 is ahead, pitch 90 is up."""
+    a, b = np.radians(yaw), np.radians(pitch)
+    return np.stack([np.sin(a) * np.cos(b), np.sin(b), np.cos(a) * np.cos(b)], -1)
 
 
 def off(place: np.ndarray, right: float, up: float, ahead: float) -> np.ndarray:  # (3,)
@@ -380,12 +383,6 @@ def dress(rng: np.random.Generator, hip: np.ndarray, middle: np.ndarray, head: f
         )
         parts.append((load.translate(point((hip + middle) / 2 - (0, 0, wide * 1.0))), 2))
     return parts
-
-
-def direction(yaw: float, pitch: float) -> np.ndarray:  # (3,)
-    """Degrees: 0, 0 is ahead, pitch 90 is up."""
-    a, b = math.radians(yaw), math.radians(pitch)
-    return np.array([math.sin(a) * math.cos(b), math.sin(b), math.cos(a) * math.cos(b)])
 
 
 CREATURES: dict[str, tuple[Callable[[np.random.Generator], list[Part]], float]] = {

@@ -53,12 +53,12 @@ def make_shoe(rng: np.random.Generator) -> list[Part]:
             level = float(np.interp(place, z, tall + rise))
             reach = float(np.interp(place, z, half)) * 0.5
             parts.append((bar((-reach, level * 0.97, place), (reach, level * 0.97, place), 0.014), 2))
+    skin = loft(z, half * 1.03, tall * 1.03, rise, shift)  # what is laid on it
     if rng.random() < 0.4:
-        front = loft(z, half * 1.03, tall * 1.03, rise, shift)
-        parts.append((front.trim_by_plane((0, 0, 1), rng.uniform(0.28, 0.4)), 3))
+        parts.append((skin.trim_by_plane((0, 0, 1), rng.uniform(0.28, 0.4)), 3))
     if rng.random() < 0.4:
         stripe = box(wide * 1.2, 0.04, 0.3).rotate((rng.uniform(-40, 40), 0, 0)).translate((0, low, -0.05))
-        parts.append((stripe ^ loft(z, half * 1.03, tall * 1.03, rise, shift), 4))
+        parts.append((stripe ^ skin, 4))
     if rng.random() < 0.15:
         parts += [
             (part.mirror((1, 0, 0)).translate((wide * 1.2, 0, rng.normal(0, 0.1))), paint) for part, paint in parts
