@@ -1,4 +1,4 @@
-"""Pictures against closed forms, the axis convention, light, textures, and where things are solid."""
+"""Pictures against closed forms, the axis convention, light and textures."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import time
 import numpy as np
 import pytest
 import trimesh
-from conftest import SHARED
+from surfaces import plain, quad, surface_of, together
 
 from zero123cli.cameras import Viewpoint, ring
 from zero123cli.errors import UnavailableError
-from zero123cli.scenes.filling import hull, occupancy, parity, winding
-from zero123cli.scenes.looks import retexture
+from zero123cli.scenes.filling import occupancy
 from zero123cli.scenes.raycast import (
     SOFT,
     Lamp,
@@ -28,43 +27,9 @@ from zero123cli.scenes.raycast import (
     render_views,
     silhouette,
 )
-from zero123cli.scenes.surface import Material, Surface, normalise, to_linear, to_srgb
+from zero123cli.scenes.surface import Material, Surface, to_linear, to_srgb
 
 EVEN = Lighting((1, 1, 1), (1, 1, 1))  # colours as they are
-GSO = SHARED / "data" / "eval" / "gso"
-
-
-def surface_of(mesh: trimesh.Trimesh, colour: tuple[float, float, float, float] = (1, 1, 1, 1)) -> Surface:
-    vertices, faces = np.asarray(mesh.vertices, np.float32), np.asarray(mesh.faces, np.int32)
-    return Surface(vertices, faces, (Material(colour, roughness=1.0),), np.zeros(len(faces), np.int32))
-
-
-def quad(size: float = 1.0, z: float = 0.0, texture: np.ndarray | None = None, **options: np.ndarray) -> Surface:
-    """Upright, facing +Z, its texture once on it."""
-    half = size / 2
-    vertices = np.array([[-half, -half, z], [half, -half, z], [half, half, z], [-half, half, z]], np.float32)
-    faces = np.array([[0, 1, 2], [0, 2, 3]], np.int32)
-    uv = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32)[faces]
-    material = Material((1, 1, 1, 1), texture, roughness=1.0)
-    return Surface(vertices, faces, (material,), np.zeros(2, np.int32), uv, **options)
-
-
-def together(*surfaces: Surface) -> Surface:
-    """Several surfaces with textures as one."""
-    starts = np.cumsum([0] + [len(each.vertices) for each in surfaces])
-    return Surface(
-        np.concatenate([each.vertices for each in surfaces]),
-        np.concatenate([each.faces + start for each, start in zip(surfaces, starts[:-1], strict=True)]).astype(
-            np.int32
-        ),
-        tuple(each.materials[0] for each in surfaces),
-        np.repeat(np.arange(len(surfaces)), [len(each.faces) for each in surfaces]).astype(np.int32),
-        np.concatenate([each.uv if each.uv is not None else np.zeros((len(each.faces), 3, 2)) for each in surfaces]),
-    )
-
-
-def plain(colour: tuple[int, int, int, int]) -> np.ndarray:
-    return np.full((4, 4, 4), colour, np.uint8)
 
 
 SIX = {"right": (255, 0, 0), "left": (0, 255, 0), "top": (0, 0, 255), "bottom": (255, 255, 0), "front": (255, 0, 255),
@@ -372,152 +337,6 @@ def test_drawn_lights_are_repeatable_varied_and_well_exposed(sphere: Prepared) -
         values = rgba[rgba[..., 3] > 0][:, :3]
         assert 100 < values.mean() < 245
         assert (values == 255).any(-1).mean() < 0.5 and values.min() > 15
-
-
-# Other looks ----------------------------------------------------------------------------------------------------------
-
-
-def test_retexturing_keeps_the_shape_and_is_repeatable() -> None:
-    surface = normalise(surface_of(trimesh.creation.capsule(), (0.5, 0.3, 0.2, 1)))
-    looks = set()
-    for seed in range(12):
-        other, again = (retexture(surface, np.random.default_rng(seed)) for _ in range(2))
-        assert other.vertices is surface.vertices and other.faces is surface.faces
-        pictures = [render(prepare(each), Viewpoint(0, 10, 1.5), size=32, light=EVEN) for each in (other, again)]
-        assert same(*pictures)
-        looks.add(pictures[0].rgba.tobytes())
-        assert pictures[0].rgba[16, 16, 3] == 255
-    assert len(looks) == 12
-
-
-def test_retexturing_leaves_holes_where_they_are() -> None:
-    holed = plain((40, 160, 60, 255)).repeat(8, 0).repeat(8, 1)
-    holed[:, :16, 3] = 0
-    surface = together(quad(1.0, 0.0, holed), quad(0.3, 0.4, plain((90, 90, 90, 255))))
-    view = Viewpoint(30, 0, 2)
-    before = render(prepare(surface), view, size=48).rgba[..., 3]
-    for seed in range(12):
-        after = retexture(surface, np.random.default_rng(seed))
-        assert np.array_equal(render(prepare(after), view, size=48).rgba[..., 3], before)
-
-
-# Where it is solid ----------------------------------------------------------------------------------------------------
-
-
-def solid_angles(triangles: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """The winding number by its definition: the sum of the solid angles of all faces over 4 pi."""
-    total = np.zeros(len(points))
-    for begin in range(0, len(triangles), 512):
-        a, b, c = np.moveaxis(triangles[None, begin : begin + 512] - points[:, None, None], 2, 0)
-        la, lb, lc = (np.linalg.norm(each, axis=-1) for each in (a, b, c))
-        volume = (a * np.cross(b, c)).sum(-1)
-        flat = la * lb * lc + (a * b).sum(-1) * lc + (b * c).sum(-1) * la + (c * a).sum(-1) * lb
-        total += np.arctan2(volume, flat).sum(-1)
-    return total / (2 * math.pi)
-
-
-def filled(*meshes: trimesh.Trimesh, resolution: int = 64) -> float:
-    """The volume that is found inside."""
-    whole = trimesh.util.concatenate(meshes)
-    return float(occupancy(prepare(surface_of(whole)), resolution).mean())
-
-
-def ball(radius: float, x: float = 0.0) -> trimesh.Trimesh:
-    return trimesh.creation.icosphere(4, radius).apply_translation((x, 0, 0))
-
-
-def inverted(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
-    turned = mesh.copy()
-    turned.invert()
-    return turned
-
-
-def test_closed_bodies_have_their_volume() -> None:
-    donut = trimesh.creation.torus(0.33, 0.15, major_sections=64, minor_sections=32)
-    drilled = trimesh.creation.annulus(0.2, 0.45, 0.6, sections=64)
-    box = trimesh.creation.box((0.9, 0.5, 0.7))
-    for mesh in (ball(0.45), donut, drilled, box, inverted(box)):
-        assert filled(mesh) == pytest.approx(abs(mesh.volume), rel=0.02)
-
-
-def test_an_open_box_is_as_full_as_a_closed_one() -> None:
-    box = trimesh.creation.box((0.7, 0.7, 0.7)).subdivide().subdivide()
-    closed = box.volume
-    box.update_faces(box.face_normals[:, 1] < 0.9)  # no lid
-    found = occupancy(prepare(surface_of(box)), 64)
-    reference = solid_angles(box.triangles, (np.indices(found.shape).reshape(3, -1).T[::97] + 0.5) / 64 - 0.5) >= 0.5
-    assert (found.reshape(-1)[::97] != reference).mean() < 0.02
-    assert 0.75 * closed < found.mean() < 1.05 * closed
-
-
-def test_doubled_walls_are_one_body() -> None:
-    box = trimesh.creation.box((0.8, 0.6, 0.7))
-    assert filled(box, inverted(box)) == pytest.approx(box.volume, rel=0.02)  # each face from both sides
-    assert filled(box, box) == pytest.approx(box.volume, rel=0.02)
-
-
-def test_inner_shells_are_hollow_or_full_as_they_are_turned() -> None:
-    outer, inner = ball(0.45), ball(0.3)
-    assert filled(outer, inner) == pytest.approx(outer.volume, rel=0.02)
-    assert filled(outer, inverted(inner)) == pytest.approx(outer.volume - inner.volume, rel=0.02)
-
-
-def test_overlapping_balls_are_their_union() -> None:
-    radius, apart = 0.3, 0.3
-    lens = math.pi * (4 * radius + apart) * (2 * radius - apart) ** 2 / 12
-    one, other = ball(radius, -apart / 2), ball(radius, apart / 2)
-    assert filled(one, other) == pytest.approx(2 * one.volume - lens, rel=0.02)
-    assert (
-        parity(prepare(surface_of(trimesh.util.concatenate([one, other]))).corners, 64).mean() < 2 * one.volume - lens
-    )
-
-
-def test_axes_come_in_the_order_x_y_z() -> None:
-    box = trimesh.creation.box((0.9, 0.5, 0.25)).apply_translation((0.0, 0.2, -0.3))
-    found = np.argwhere(occupancy(prepare(surface_of(box)), 40))
-    low, high = (found.min(0)) / 40 - 0.5, (found.max(0) + 1) / 40 - 0.5
-    assert np.abs(low - box.bounds[0]).max() < 0.03 and np.abs(high - box.bounds[1]).max() < 0.03
-
-
-def test_parity_and_winding_agree_on_closed_bodies() -> None:
-    knot = trimesh.creation.torus(0.3, 0.12).apply_transform(trimesh.transformations.rotation_matrix(0.7, (1, 2, 0.5)))
-    for mesh in (knot, ball(0.45), trimesh.creation.box((0.5, 0.5, 0.5))):
-        corners = prepare(surface_of(mesh)).corners
-        number = winding(corners, 48)
-        assert np.abs(number - np.rint(number)).max() < 1e-5
-        assert np.array_equal(parity(corners, 48), number > 0.5)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_winding_is_close_to_the_sum_of_solid_angles_on_torn_surfaces(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    mesh = trimesh.creation.icosphere(3, 0.45)
-    mesh.vertices *= rng.uniform(0.5, 1, 3)
-    mesh.update_faces(mesh.triangles_center @ rng.normal(size=3) > -0.1)
-    cells = rng.integers(0, 32, (800, 3))
-    exact = solid_angles(mesh.triangles, (cells + 0.5) / 32 - 0.5)
-    found = winding(prepare(surface_of(mesh)).corners, 32)[tuple(cells.T)]
-    assert np.abs(found - exact).mean() < 0.05
-    assert ((found >= 0.5) == (exact >= 0.5))[np.abs(exact - 0.5) > 0.15].mean() > 0.98
-
-
-def test_the_hull_of_a_ball_from_many_views_is_the_ball(sphere: Prepared) -> None:
-    views = [*ring(8, 0, 2), *ring(8, 45, 2), *ring(8, -45, 2), Viewpoint(0, 90, 2), Viewpoint(0, -90, 2)]
-    found = hull(sphere, views, 32)
-    truth = occupancy(sphere, 32)
-    assert (found & truth).sum() / (found | truth).sum() > 0.85
-    assert not hull(prepare(quad()), views, 32)[:, :, :8].any()
-
-
-@pytest.mark.skipif(not GSO.is_dir(), reason="the folder shared/ is not beside this checkout")
-@pytest.mark.parametrize("name", ["Android_Figure_Panda", "Crayola_Crayons_24_count"])
-def test_scanned_objects_are_as_solid_as_their_winding_number_says(name: str) -> None:
-    mesh = trimesh.load(GSO / f"{name}.glb", force="mesh")
-    prepared = prepare(normalise(surface_of(mesh)))
-    found = occupancy(prepared, 64)
-    cells = np.random.default_rng(0).integers(8, 56, (150, 3))
-    exact = np.abs(solid_angles(prepared.corners.astype(float), (cells + 0.5) / 64 - 0.5)) >= 0.5
-    assert (found[tuple(cells.T)] == exact).mean() > 0.98
 
 
 # Speed ----------------------------------------------------------------------------------------------------------------
