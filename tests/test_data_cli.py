@@ -11,6 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from zero123cli.cli.data import name_solids
+from zero123cli.errors import UsageError
+from zero123cli.scenes import solids
+from zero123cli.scenes.forms import box
+from zero123cli.training import viewsets
+
 pytest.importorskip("embreex", reason="no ray casting without embreex")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -57,6 +63,21 @@ def test_a_damaged_mesh_is_listed_and_skipped(folder: Path) -> None:
     assert "1 of 4 objects are damaged" in run.stderr and run.stderr.count("bad.glb") == 1
     (facts,) = map(json.loads, run.stdout.splitlines())
     assert facts["code"] == 65 and len(facts["damaged"]) == 1 and "see the list" in facts["remedy"]
+
+
+def test_made_up_solids_can_be_of_chosen_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert name_solids(2, 7, []) == ["solid:7-0", "solid:7-1"]
+    named = name_solids(3, 7, ["shoe", "dish"])
+    assert named == ["solid:shoe:7-0", "solid:dish:7-1", "solid:shoe:7-2"]
+    asked = []
+    makers = {kind: (lambda rng, kind=kind: asked.append(kind) or [(box(1, 1, 1), 0)], 1.0) for kind in solids.MAKERS}
+    monkeypatch.setattr(solids, "MAKERS", makers)
+    for source in named:
+        assert viewsets.photograph(source, viewsets.Rig(views=1, occupancy=0)).name == source
+    assert asked == ["shoe", "dish", "shoe"]
+    for kinds, count in ((["shoes"], 3), (["shoe"], 0)):
+        with pytest.raises(UsageError, match="--kind"):
+            name_solids(count, 0, kinds)
 
 
 def test_a_dataset_that_cannot_be_written_is_not_the_meshes_fault(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +37,9 @@ def render(
         list[str] | None, typer.Argument(metavar="[MESH...]", help="Mesh files, or folders with meshes below them.")
     ] = None,
     procedural: Annotated[int, typer.Option(min=0, help="Also this many made-up solids.")] = 0,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Made-up solids of this kind alone; may be repeated.", show_default=False)
+    ] = None,
     rig: Annotated[RigKind, typer.Option(help="Cameras as people hold them, or the paper's.")] = RigKind.pocket,
     views: Annotated[int, typer.Option(min=1, max=1000, help="Pictures of each object.")] = 12,
     size: Annotated[int, typer.Option(min=16, max=2048, help="Their side, px.")] = 64,
@@ -62,7 +66,7 @@ def render(
     from ..workers import run_jobs
 
     sources = [str(path) for path in gather_meshes(meshes or [])]
-    sources += [f"{viewsets.SOLID}{seed}-{number}" for number in range(procedural)]
+    sources += name_solids(procedural, seed, kind or [])
     if not sources:
         raise UsageError("there is nothing to render", where="data render", remedy="name meshes, or add --procedural N")
     if rig is RigKind.paper and inside is InsideKind.carved:
@@ -99,6 +103,24 @@ def render(
         return error.exit_code
     screen.result(out, facts | {"status": "ok", "code": 0})
     return 0
+
+
+def name_solids(count: int, seed: int, kinds: Sequence[str]) -> list[str]:
+    """Of any kind, or of these kinds in turn."""
+    from ..errors import UsageError
+    from ..training.viewsets import SOLID
+
+    if kinds:
+        from ..scenes.solids import MAKERS
+
+        for kind in kinds:
+            if kind not in MAKERS:
+                known = " ".join(MAKERS)
+                raise UsageError(f"{kind} is no kind of made-up solid", where="--kind", remedy=f"use {known}")
+        if not count:
+            raise UsageError("no made-up solids are asked for", where="--kind", remedy="add --procedural N")
+    named = [f"{kinds[number % len(kinds)]}:" if kinds else "" for number in range(count)]
+    return [f"{SOLID}{kind}{seed}-{number}" for number, kind in enumerate(named)]
 
 
 def make_dataset(folder: Path) -> None:

@@ -44,10 +44,10 @@ PAINTS = 5
 SPLINTER = 0.04  # of the largest piece's volume: smaller ones that hang loose are dropped
 
 
-def make_solid(rng: np.random.Generator) -> Surface:
+def make_solid(rng: np.random.Generator, kind: str = "") -> Surface:
     """A new object, normalised; the same one from a generator in the same state."""
     names = list(MAKERS)
-    name = names[int(rng.choice(len(names), p=np.array([MAKERS[name][1] for name in names]) / TOTAL))]
+    name = kind or names[int(rng.choice(len(names), p=np.array([MAKERS[name][1] for name in names]) / TOTAL))]
     surface = join(pose(MAKERS[name][0](rng), rng), rng)
     chance = rng.random()
     if chance < 0.5:

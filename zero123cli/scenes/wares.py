@@ -1,4 +1,4 @@
-"""Made-up things from a shop's shelf: shoes, packages, bags, dishes and pans; z is ahead, y is up.
+"""Made-up things from a shop's shelf: shoes, packages, bags, dishes, pans and meals; z is ahead, y is up.
 
 Letters: P points.
 """
@@ -160,8 +160,90 @@ def make_dish(rng: np.random.Generator) -> list[Part]:
     return parts
 
 
+def make_meal(rng: np.random.Generator) -> list[Part]:
+    """A cup, a bowl, a cake or burger, most of them on a saucer, plate or board."""
+    under, level = serve(rng) if rng.random() < 0.75 else ([], 0.0)
+    make = (make_cup, make_layers, make_bowl)[rng.integers(3)]
+    return [*under, *((part.translate((0, level * 0.9, 0)), paint) for part, paint in make(rng, rng.uniform(0.5, 0.8)))]
+
+
+def make_cup(rng: np.random.Generator, wide: float) -> list[Part]:
+    """With a handle and something in it; on its foot."""
+    height, wall = wide * rng.uniform(0.55, 1.2), rng.uniform(0.015, 0.03)
+    t = np.linspace(0, 1, 14)
+    foot = rng.uniform(0.45, 0.95)
+    radii = wide / 2 * (foot + (1 - foot) * t ** rng.uniform(0.3, 1.2))
+    body, inner = lathe(radii, t * height, wall), lathe(radii - wall / 2, t * height)
+    parts: list[Part] = [(body, 0)]
+    full = rng.uniform(0.5, 0.95)
+    if rng.random() < 0.8:
+        drink = rod(0.01, float(np.interp(full, t, radii)) - wall * 0.6, sides=48)
+        parts.append((drink.translate((0, full * height, 0)), 1))
+    if rng.random() < 0.85:
+        size, place = height * rng.uniform(0.2, 0.32), rng.uniform(0.45, 0.6)
+        grip = ring(size, rng.uniform(0.02, 0.04)).rotate((90, 0, 0)).scale((rng.uniform(0.7, 1.1), 1, 1))
+        grip = grip.translate((float(np.interp(place, t, radii)) + size * 0.1, place * height, 0)) - inner
+        parts.append((grip.rotate((0, rng.uniform(0, 360), 0)), 0))
+    return parts
+
+
+def make_layers(rng: np.random.Generator, wide: float) -> list[Part]:
+    """A cake, burger, sandwich or pancakes; whole, cut into, or a slice."""
+    parts: list[Part] = []
+    height, square = 0.0, rng.random() < 0.25
+    for number in range(int(rng.integers(2, 6))):
+        across, tall = wide * rng.uniform(0.85, 1.05), rng.uniform(0.03, 0.16)
+        if square:
+            layer = soft_box(across, tall, across * 0.8, tall * 0.3).translate((0, tall / 2, 0))
+        else:
+            edge = 1 - rng.uniform(0.02, 0.24) * np.linspace(-1, 1, 9) ** 4
+            layer = lathe(across / 2 * edge, np.linspace(0, tall, 9))
+        parts.append((layer.rotate((0, rng.uniform(0, 30), 0)).translate((0, height, 0)), number % 4))
+        height += tall * 0.96
+    if rng.random() < 0.5:
+        dome = egg(wide, rng.uniform(0.2, 0.6), wide).trim_by_plane((0, 1, 0), 0.0)
+        parts.append((dome.translate((0, height - 0.01, 0)), 0))
+    elif rng.random() < 0.4:
+        parts.append((around(ball(0.05).translate((wide * 0.35, height + 0.03, 0)), int(rng.integers(4, 9))), 4))
+    if rng.random() < 0.25:
+        corner = box(2, 4, 2).translate((1, 0, 1)).rotate((0, rng.uniform(0, 360), 0))
+        alone = rng.random() < 0.5
+        return [(part ^ corner if alone else part - corner, paint) for part, paint in parts]
+    return parts
+
+
+def make_bowl(rng: np.random.Generator, wide: float) -> list[Part]:
+    """With something in it."""
+    deep, t = rng.uniform(0.15, 0.4), np.linspace(0, 1, 10)
+    bowl = lathe(wide / 2 * (0.45 + 0.55 * t ** rng.uniform(0.3, 0.9)), t * deep, rng.uniform(0.02, 0.04))
+    parts: list[Part] = [(bowl, 0)]
+    for number in range(int(rng.integers(1, 7))):
+        away, angle, size = wide * 0.28 * rng.random() ** 0.5, rng.uniform(0, 2 * math.pi), rng.uniform(0.08, 0.15)
+        lump = egg(size * 2, size * rng.uniform(1.4, 2.2), size * 2)
+        parts.append((lump.translate((away * math.cos(angle), deep * 0.75, away * math.sin(angle))), 1 + number % 4))
+    return parts
+
+
+def serve(rng: np.random.Generator) -> tuple[list[Part], float]:
+    """A saucer, plate or board, perhaps with a spoon on it, and how high things stand on it."""
+    wall = rng.uniform(0.015, 0.035)
+    if rng.random() < 0.2:
+        board = soft_box(1.0, wall * 2, rng.uniform(0.6, 1.0), wall * 0.8)
+        return [(board.translate((0, wall, 0)), 3)], wall * 2
+    t = np.linspace(0, 1, 10)
+    rise = rng.uniform(0.03, 0.14)
+    radii = rng.uniform(0.2, 0.35) * (1 - t) + 0.5 * t
+    parts: list[Part] = [(lathe(radii, rise * t ** rng.uniform(1, 2.5), wall), int(rng.choice([0, 3])))]
+    if rng.random() < 0.4:
+        start, end = np.array([-0.25, rise, 0.38]), np.array([0.35, rise * 1.2, 0.4])
+        spoon = bar(start, end, 0.016) + egg(0.16, 0.03, 0.1).translate(point(start))
+        parts.append((spoon.rotate((0, rng.uniform(0, 360), 0)), 4))
+    return parts, wall
+
+
 WARES: dict[str, tuple[Callable[[np.random.Generator], list[Part]], float]] = {
     "shoe": (make_shoe, 1.5),
     "package": (make_package, 2.0),
     "dish": (make_dish, 0.8),
+    "meal": (make_meal, 1.2),
 }

@@ -29,7 +29,7 @@ from ..framing import FAINT, crop, find_box, frame
 VERSION = 1  # of what a view set holds; another number is another file
 FRAMED = 0.80  # where `cutout` puts an object
 FARTHEST, WIDEST = 1000.0, 100.0  # distances and squares that a file may name
-SOLID = "solid:"  # the name of a made-up object is this and its number
+SOLID = "solid:"  # the name of a made-up object is this, its kind where one was asked for, and its number
 
 Truth = Literal["winding", "carved"]  # winding numbers, or all that the views do not see
 
@@ -69,7 +69,11 @@ def photograph(source: str, rig: Rig) -> ViewSet:
     from ..scenes.surface import normalise
 
     chance = np.random.default_rng([rig.seed, int(digest(source)[:12], 16)])
-    surface = solids.make_solid(chance) if source.startswith(SOLID) else normalise(read_surface(Path(source)))
+    if source.startswith(SOLID):
+        *kind, _ = source.removeprefix(SOLID).split(":")
+        surface = solids.make_solid(chance, *kind)
+    else:
+        surface = normalise(read_surface(Path(source)))
     if chance.random() < rig.retexture:
         surface = looks.retexture(surface, chance)
     prepared = raycast.prepare(surface)
