@@ -1,5 +1,5 @@
-# The two commands of the README are `make demo` and `make test`. Neither needs anything but Python 3.11 to 3.13 and
-# this checkout; both may be repeated.
+# The two commands of the README are `make demo` and `make test`. Both need Python 3.11 to 3.13, this checkout
+# and a network to install from; both may be repeated.
 
 PYTHON ?= python3
 VENV ?= .venv
