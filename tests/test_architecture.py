@@ -18,7 +18,9 @@ PACKAGE = Path(zero123cli.__file__).parent
 ROWS = (
     {"errors", "watch", "cameras", "schedules"},
     {"settings", "durable", "machine", "report", "framing", "workers", "diffusion.unpickle"}
-    | {"scenes.surface", "meshing.shot", "meshing.mesh", "meshing.cleanup", "radiance.kernels_cpu"},
+    | {"scenes.surface", "meshing.shot", "meshing.mesh", "meshing.cleanup"},
+    {"compiled"},
+    {"radiance.kernels_cpu"},
     {"models", "artifacts", "diffusion.tensorfiles", "diffusion.ldm", "diffusion.volume"}
     | {"meshing.isosurface", "meshing.texture", "meshing.write"}
     | {"radiance.losses", "radiance.kernels_cuda", "radiance.rays"},

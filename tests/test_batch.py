@@ -122,6 +122,13 @@ def test_a_photo_whose_name_is_also_a_pattern_is_taken_by_its_name(
     assert gather(["shot[1].png"]) == (["shot[1].png"], [])
 
 
+def test_a_missing_photo_counts_among_those_that_an_output_is_for(zero123: Program, photo: Photographer) -> None:
+    photo("a.png")
+    run = zero123("cutout", "a.png", "gone.png", "-o", "out", code=66)
+    assert run.stdout == "out/a.png\n" and "gone.png" in run.stderr
+    assert "for 2 inputs" in zero123("cutout", "a.png", "gone.png", "-o", "one.png", code=2).stderr
+
+
 def test_a_folder_and_a_pattern_that_meet_are_done_once(zero123: Program, photo: Photographer) -> None:
     photo("in/a.png", 1)
     photo("in/b.png", 2)

@@ -749,6 +749,31 @@ def test_prune_drops_what_was_not_used_for_longest(cache: c.Cache) -> None:
     assert {entry.key for entry in c.entries(cache.root)} == {keys[0], keys[3]}
 
 
+def test_unfinished_runs_that_nobody_goes_on_with_are_pruned(cache: c.Cache) -> None:
+    assert cache.root
+    for name in ("old", "young"):
+        (cache.root / "partial" / name).mkdir(parents=True)
+        (cache.root / "partial" / name / "checkpoint").write_bytes(b"x")
+    for place in ((cache.root / "partial" / "old" / "checkpoint"), (cache.root / "partial" / "old")):
+        os.utime(place, (0, 0))
+    os.utime(cache.root / "partial" / "young", (0, 0))  # what is in it is young
+    c.prune(cache.root, 10**9)
+    assert os.listdir(cache.root / "partial") == ["young"]
+
+
+def test_where_there_are_no_locks_things_are_made_all_the_same(cache: c.Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    import filelock
+
+    def no_locks(self: Any, **_: Any) -> None:
+        raise NotImplementedError
+
+    assert cache.root
+    take(cache)
+    monkeypatch.setattr(filelock.BaseFileLock, "acquire", no_locks)
+    assert same(take(cache, Knobs(seed=1)).artifact, make_tiny(Knobs(seed=1)))
+    c.prune(cache.root, 10**9)
+
+
 def test_old_drafts_go_and_young_ones_stay(cache: c.Cache) -> None:
     assert cache.root
     drafts = cache.root / "drafts"

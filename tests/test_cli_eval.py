@@ -13,6 +13,8 @@ from conftest import Program
 from test_evaluation import BLOCK, write_net, write_obj
 from test_evaluation_metrics import draw_lpips, sphere
 
+from zero123cli.errors import MissingInputError
+
 pytest.importorskip("embreex", reason="no ray casting without embreex")
 
 Eval = Callable[..., tuple[str, str]]
@@ -132,6 +134,18 @@ def test_a_damaged_mesh_is_skipped_and_told(run: Eval, objects: Path) -> None:
     assert (row["n"], row["status"], row["code"]) == (1, "error", 65)
     assert [one["name"] for one in row["skipped"]] == ["bad"]
     assert "error[65]: bad: " in run("shape", objects, "--limit", 2, "--model", "sphere", "-q", code=65)[1]
+
+
+def test_an_object_keeps_the_code_of_what_went_wrong(run: Eval, objects: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from zero123cli.evaluation import evaluate
+
+    def refuse(job: Any) -> None:
+        raise MissingInputError("permission denied", where=job.name)
+
+    monkeypatch.setattr(evaluate, "judge", refuse)
+    out, err = run("shape", objects, "--limit", 1, "--model", "sphere", "--json", code=66)
+    assert "error[66]: ball: " in err
+    assert [one["code"] for one in lines(out)[-1]["skipped"]] == [66]
 
 
 def test_the_program_itself_with_workers(zero123: Program, objects: Path) -> None:

@@ -353,6 +353,12 @@ def test_a_refusal_is_final(server: StandIn, target: Path, code: int) -> None:
     assert len(server.log) == 1
 
 
+def test_an_empty_answer_is_no_file(server: StandIn, target: Path) -> None:
+    server.put("/file", b"")
+    fails(Parcel(f"{server.url}/file", target), UnavailableError, "empty")
+    assert 1 < len(server.log) < 50
+
+
 def test_a_server_in_trouble_is_asked_again(server: StandIn, target: Path) -> None:
     server.put("/file", codes=[500, 503, 429])
     fetch(Parcel(f"{server.url}/file", target, digest=SHA256), silent)

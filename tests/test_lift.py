@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -240,6 +242,37 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(ball: Oracle, tmp_path: 
     assert [message.code for message in said if isinstance(message, Caution)] == ["resumed"]
     assert next(message.done for message in said if isinstance(message, Progress)) == 24
     assert (again.weights == whole.weights).all()
+
+
+def test_a_run_whose_folder_is_cleared_away_goes_on(
+    ball: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "SAVE_SECONDS", 0.0)
+    folder = tmp_path / "partial"
+    folder.mkdir()
+
+    def clear(message: Progress | Caution) -> None:
+        if isinstance(message, Progress) and message.done == 5:
+            shutil.rmtree(folder)
+
+    lift([photo_of(ball)], ball, replace(TINY, steps=8), 0, clear, folder)
+    assert (folder / CHECKPOINT).is_file()
+
+
+def test_what_ends_a_run_is_told_also_where_it_cannot_be_saved(
+    ball: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(stage, "save", full)
+
+    def stop(message: Progress | Caution) -> None:
+        if isinstance(message, Progress) and message.done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lift([photo_of(ball)], ball, replace(TINY, steps=8), 0, stop, tmp_path)
 
 
 def test_a_damaged_unfinished_run_starts_anew(ball: Oracle, tmp_path: Path) -> None:

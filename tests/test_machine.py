@@ -8,8 +8,8 @@ import pytest
 from conftest import Photographer, Program
 
 from zero123cli import machine, models
-from zero123cli.cli.delivery import usual_root
 from zero123cli.cli.reports import file_report
+from zero123cli.cli.session import name_root
 from zero123cli.errors import UnavailableError, WeightsError
 
 
@@ -71,7 +71,7 @@ def test_a_fault_of_ours_is_told_also_without_a_home(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_, **__: "~/.cache/zero123")  # as older ones do
     with pytest.raises(UnavailableError, match="no home"):
         machine.cache_folder()
-    assert usual_root() is None
+    assert name_root(Path("/a b")) == " --cache-dir '/a b'"
     monkeypatch.setattr("platformdirs.user_log_dir", ask)
     assert "-vv" in file_report(ValueError("x")).remedy
 

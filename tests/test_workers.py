@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from zero123cli.workers import run_jobs
+from zero123cli.workers import collect, dismiss, employ, hand_over, run_jobs
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX limits")
 
@@ -46,6 +46,18 @@ def test_one_that_hangs_is_ended_in_time() -> None:
     assert time.monotonic() - started < 20
     assert done["hang"] == (None, "it took too long")
     assert {done[job][0] for job in ("a", "b")} == {"A", "B"}
+
+
+def test_one_that_died_while_idle_is_told_like_any_other() -> None:
+    import jobs as work
+
+    worker = employ(work.misbehave, 4 * 10**9)
+    worker.process.kill()
+    worker.process.join()
+    hand_over(worker, "a")
+    result, lost = collect(worker, late=False)
+    assert lost and result.failure == "its process ended (killed by SIGKILL)"
+    dismiss(worker)
 
 
 def test_leaving_early_ends_the_workers() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -103,6 +104,7 @@ def plan(
     out: str | None,
     *,
     suffixes: Sequence[str],
+    lost: int = 0,  # further inputs, which are not there
     name: str = "{stem}",  # of an output in a folder
     default: str = "",  # of an output without `out`, if it is another
     beside: Callable[[str], Sequence[str]] = lambda name: (),  # names of the further files of an output of that name
@@ -112,7 +114,9 @@ def plan(
 
     The first of `suffixes` is used in folders.
     """
-    template = (default or name) + suffixes[0] if out is None else as_template(out, len(sources), name + suffixes[0])
+    template = (
+        (default or name) + suffixes[0] if out is None else as_template(out, len(sources) + lost, name + suffixes[0])
+    )
     items = [Item(source, Path(template.replace("{stem}", stem_of(source)))) for source in sources]
     for item in items:
         if item.target.suffix.lower() not in suffixes:
@@ -172,7 +176,7 @@ def refuse_clashes(items: Sequence[Item], also: Sequence[str] = ()) -> None:
 
 def make_folders(items: Sequence[Item], out: str | None) -> None:
     """Makes the folders that a folder or a template in `-o` stands for; a single file's folder must be there."""
-    if out is None or (len(items) == 1 and not out.endswith(("/", os.sep)) and "{stem}" not in out):
+    if out is None or [item.target for item in items] == [Path(out)]:
         return
     for folder in {item.target.parent for item in items}:
         try:
@@ -190,7 +194,9 @@ def check_target(target: Path) -> None:
     """Refuses, before any work, a place where nothing can be written."""
     folder = target.parent
     if not folder.is_dir():
-        raise OutputError("its folder is not there", where=str(target), remedy=f"make it first: mkdir -p {folder}")
+        raise OutputError(
+            "its folder is not there", where=str(target), remedy=f"make it first: mkdir -p {shlex.quote(str(folder))}"
+        )
     if target.is_dir():
         raise OutputError(
             "a folder of that name is in the way", where=str(target), remedy="choose another name with -o"

@@ -17,10 +17,11 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -34,6 +35,7 @@ from .watch import Caution, Progress, Watch
 LAYOUT = 1  # of entries on disk: another number never meets this one's entries
 MANIFEST = "manifest.json"
 DRAFT_AGE = 24 * 3600.0  # s; older drafts belong to nobody
+PARTIAL_AGE = 7 * DRAFT_AGE  # runs that were broken off earlier are not gone on with
 CACHEDIR_TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# What zero123 made; safe to delete.\n"
 
 DAMAGE = (OSError, ValueError, KeyError, TypeError, RecursionError)  # what reading a damaged entry can raise
@@ -300,11 +302,16 @@ def private_folder(root: Path, *names: str) -> Path:
 
 def drop_old_drafts(root: Path, age: float = DRAFT_AGE) -> int:
     """Removes what killed processes left behind."""
+    return drop_old(listing(root / "drafts"), age)
+
+
+def drop_old(places: Iterable[Path], age: float) -> int:
+    """Removes files and folders in which nothing has been written for so long; how many."""
     dropped = 0
-    for draft in listing(root / "drafts"):
+    for place in places:
         with contextlib.suppress(OSError):
-            if time.time() - draft.lstat().st_mtime > age:
-                discard(draft)
+            if time.time() - max(path.lstat().st_mtime for path in (place, *listing(place))) > age:
+                discard(place)
                 dropped += 1
     return dropped
 
@@ -357,7 +364,7 @@ def refuse_foreign(root: Path) -> None:
         if state.st_uid != os.geteuid():
             reason, mend = "belongs to another user", "choose another folder with --cache-dir"
         elif state.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            reason, mend = "can be written by others", f"run: chmod -R go-w {root}"
+            reason, mend = "can be written by others", f"run: chmod -R go-w {shlex.quote(str(root))}"
         else:
             continue
         raise RefusedError(f"the cache {reason}", where=str(place), remedy=f"{mend}, or trust it with --shared-cache")
@@ -386,8 +393,8 @@ def lock(cache: Cache, key: str, stage: str, watch: Watch) -> Iterator[None]:
                     remedy="wait for it or end it, then run again; --lock-timeout sets how long to wait",
                 ) from None
             watch(Progress(stage, 0, 1, f"waiting for {owner}, which is making the same"))
-        except OSError:
-            break  # a read-only or full cache
+        except (OSError, RuntimeError):
+            break  # a read-only or full cache, a file system without locks
         else:
             break
     try:
@@ -475,6 +482,7 @@ def put_aside(root: Path, damaged: Sequence[Entry]) -> None:
 def prune(root: Path, max_size: int) -> tuple[int, int]:
     """Drops leftovers, then the entries not used for longest until the rest fits; (entries, bytes) dropped."""
     drop_old_drafts(root)
+    drop_old(listing(root / "partial"), PARTIAL_AGE)
     for place in listing(root / "quarantine"):
         discard(place)
     kept = sorted(entries(root), key=lambda entry: entry.used)
@@ -494,7 +502,7 @@ def drop_idle_locks(root: Path) -> None:
     import filelock
 
     for path in listing(root / "locks"):
-        with contextlib.suppress(filelock.Timeout, OSError), filelock.FileLock(path, timeout=0):
+        with contextlib.suppress(filelock.Timeout, OSError, RuntimeError), filelock.FileLock(path, timeout=0):
             path.unlink()
 
 

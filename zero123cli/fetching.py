@@ -305,6 +305,8 @@ def receive_once(parcel: Parcel, part: Path, watch: Watch) -> None:
                 watch(Progress("fetch", done, total))
     if total and done < total:
         raise BrokenOff(f"it ended after {done} of {total} bytes")
+    if not done:
+        raise BrokenOff("the answer is empty")
     if not total:  # the server did not say how much it would be: its end is the end
         write_note(part, version, done)
 
@@ -509,7 +511,7 @@ def drop_partials(folder: Path) -> int:
 
     freed = 0
     for part in folder.glob(".zero123-*.part"):
-        with contextlib.suppress(OSError), filelock.FileLock(part.with_suffix(".lock"), timeout=0):
+        with contextlib.suppress(OSError, RuntimeError), filelock.FileLock(part.with_suffix(".lock"), timeout=0):
             freed += part.stat().st_size
             forget(part)
             part.with_suffix(".lock").unlink(missing_ok=True)

@@ -36,9 +36,9 @@ if TYPE_CHECKING:  # torch waits until a network is needed
 
 CUTOUT = Stage("cutout", 2, Cutout)
 VIEWS = Stage("views", 2, Views)
-VIEW = Stage("view", 2, View)
+VIEW = Stage("view", 3, View)
 FIELD = Stage("lift", 1, Field)
-MESH = Stage("mesh", 7, Made)
+MESH = Stage("mesh", 8, Made)
 
 
 def cutout(photo: Photo, settings: CutoutSettings, cutter: Cutter, cache: Cache, watch: Watch) -> Kept[Cutout]:

@@ -6,6 +6,7 @@ replaced and its job reported as failed.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -83,7 +84,8 @@ def employ(work: Callable[[Any], Any], memory: int) -> Worker:
 
 def hand_over(worker: Worker, job: Any) -> None:
     worker.job, worker.since = job, time.monotonic()
-    worker.pipe.send((job,))
+    with contextlib.suppress(OSError):  # it died meanwhile: `collect` finds that out and says how
+        worker.pipe.send((job,))
 
 
 def collect(worker: Worker, late: bool) -> tuple[Result, bool]:

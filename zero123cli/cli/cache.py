@@ -66,7 +66,7 @@ def verify(
     """Check every byte that is kept; exits 65 when something is damaged."""
     from ..cache import entries, put_aside
     from ..errors import CacheDamageError
-    from .session import cache_root
+    from .session import cache_root, name_root
 
     root = cache_root(cache_dir)
     found = entries(root, check=True)
@@ -79,7 +79,7 @@ def verify(
         put_aside(root, damaged)
     if damaged:
         stuck = repair and any(entry.folder.exists() for entry in damaged)
-        remedy = "they will be made anew" if repair else "run: zero123 cache verify --repair"
+        remedy = "they will be made anew" if repair else f"run: zero123 cache verify --repair{name_root(root)}"
         remedy = "they cannot be put aside: the cache cannot be written to" if stuck else remedy
         raise CacheDamageError(f"{len(damaged)} of {len(found)} entries are damaged", where=str(root), remedy=remedy)
     screen.note(f"{len(found)} entries, all sound")

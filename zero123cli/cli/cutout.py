@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -52,7 +53,7 @@ def cutout(
     loaded = read_settings(preset, set_, {f"cutout.{name}": value for name, value in flags.items()})
     settings = loaded.settings.cutout
     sources, missing = batch.gather(inputs)
-    items = batch.plan(sources, out, default="{stem}_cutout", suffixes=(".png",))
+    items = batch.plan(sources, out, default="{stem}_cutout", suffixes=(".png",), lost=len(missing))
     cache = stages.open_cache()
     tool = pipeline.pick_cutter(settings, cache, licence_accepted=accept_licence)
     batch.make_folders(items, out)
@@ -60,7 +61,7 @@ def cutout(
     def work(item: Item) -> dict[str, Any]:
         batch.check_target(item.target)
         photo = photos.read(item.source)
-        if not force and item.target.exists() and not pipeline.has_cutout(photo, settings, tool, cache):
+        if not force and os.path.lexists(item.target) and not pipeline.has_cutout(photo, settings, tool, cache):
             raise batch.already_there(item.target)
         kept = pipeline.cutout(photo, settings, tool, cache, screen.watcher(item.source))
         batch.write_output(item.target, encode_png(kept.artifact.rgba), force=force)

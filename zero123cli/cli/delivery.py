@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,8 +13,6 @@ import typer
 from .screen import screen
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ..batch import Item
     from ..cache import Cache, Kept
     from ..meshing.gate import Verdict
@@ -109,14 +106,19 @@ class FileFlags:
 
 
 def plan_files(
-    sources: Sequence[str], out: str | None, suffixes: Sequence[str], settings: MeshSettings, also: Sequence[str]
+    sources: Sequence[str],
+    out: str | None,
+    suffixes: Sequence[str],
+    settings: MeshSettings,
+    also: Sequence[str],
+    lost: int = 0,
 ) -> list[Item]:
     """Where each mesh goes, with all that is written beside it; never over a photo."""
     from .. import batch
     from ..meshing.write import sidecars
 
     beside = functools.partial(sidecars, textured=settings.texture == "uv")
-    return batch.plan(sources, out, suffixes=suffixes, beside=beside, also=also)
+    return batch.plan(sources, out, suffixes=suffixes, beside=beside, also=also, lost=lost)
 
 
 def read_height(text: str) -> float:
@@ -213,6 +215,8 @@ def tell(facts: dict[str, Any]) -> str:
 
 def show_panel(facts: dict[str, Any], cache: Cache) -> None:
     """A run on a terminal, with what may be done next."""
+    from .session import name_root
+
     verdict = facts["mesh"]
     seconds = [
         f"{name} {'kept' if part['hit'] else format(part['seconds'], '.1f')}" for name, part in facts["stages"].items()
@@ -226,17 +230,5 @@ def show_panel(facts: dict[str, Any], cache: Cache) -> None:
         "seconds": f"{', '.join(seconds)}; {facts['seconds']:.1f} in all",
     }
     if cache.root is not None:  # else nothing was kept that could be exported
-        place = "" if cache.root == usual_root() else f" --cache-dir {shlex.quote(str(cache.root))}"
-        rows["next"] = f"zero123 export {facts['key'][:12]} -o other.stl --height 12cm{place}"
+        rows["next"] = f"zero123 export {facts['key'][:12]} -o other.stl --height 12cm{name_root(cache.root)}"
     screen.panel(rows)
-
-
-def usual_root() -> Path | None:
-    """Where the cache is when no other place is named; None for users without a home."""
-    from ..errors import UnavailableError
-    from .session import cache_root
-
-    try:
-        return cache_root(None)
-    except UnavailableError:
-        return None

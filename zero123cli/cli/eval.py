@@ -276,13 +276,14 @@ def measure(run: Run, dataset: Path | None, limit: int, jobs: int, html: Path | 
     ]
     sheets: dict[str, Sheet] = {}
     codes: list[int] = []
-    skipped: dict[str, str] = {}
+    skipped: dict[str, tuple[str, int]] = {}  # why, and its exit code
     for done, result in enumerate(run_all(todo, jobs or machine.cores(), SECONDS), 1):
         watch(Progress("eval", done, len(todo), result.job.name))
         if result.failure:
-            skipped[result.job.name] = result.failure
-            codes.append(MeshError.exit_code)
-            screen.error(MeshError(result.failure, where=result.job.name))
+            code = result.code or MeshError.exit_code
+            skipped[result.job.name] = (result.failure, code)
+            codes.append(code)
+            screen.error(of_code(code)(result.failure, where=result.job.name))
             continue
         sheets[result.job.name] = result.value
         for row in result.value.rows:
@@ -359,7 +360,7 @@ def on_view_sets(run: Run, listed: Listed) -> Run:
 # Results --------------------------------------------------------------------------------------------------------------
 
 
-def show_scores(run: Run, scores: Sequence[Score], skipped: dict[str, str]) -> None:
+def show_scores(run: Run, scores: Sequence[Score], skipped: dict[str, tuple[str, int]]) -> None:
     """The tables; with --json they go to stderr, and stdout gets an object for each row, the model's last."""
     from ..evaluation.evaluate import compare, figures_of
 
@@ -489,13 +490,13 @@ def object_table(run: Run, score: Score) -> Table:
 
 
 def as_facts(
-    run: Run, score: Score, skipped: dict[str, str], against: dict[str, dict[str, Estimate]]
+    run: Run, score: Score, skipped: dict[str, tuple[str, int]], against: dict[str, dict[str, Estimate]]
 ) -> dict[str, Any]:
     """A row as JSON."""
-    from ..errors import MeshError, gravest
+    from ..errors import gravest
 
     good = [row for row in score.rows if not row.failure]
-    code = gravest([row.code for row in score.rows if row.failure] + [MeshError.exit_code] * len(skipped))
+    code = gravest([row.code for row in score.rows if row.failure] + [code for _, code in skipped.values()])
     facts: dict[str, Any] = {
         "protocol": run.protocol.name,
         "how": run.protocol.says,
@@ -509,7 +510,7 @@ def as_facts(
             for row in score.rows
         ],
         "photo_elevation": run.plan.elevation_deg,
-        "skipped": [{"name": name, "failure": why} for name, why in skipped.items()],
+        "skipped": [{"name": name, "failure": why, "code": code} for name, (why, code) in skipped.items()],
         "status": "error" if code else "ok",
         "code": code,
     }

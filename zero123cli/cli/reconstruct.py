@@ -89,7 +89,8 @@ def reconstruct(
     sources, missing = batch.gather(inputs)
     if further and len(sources) + len(missing) != 1:
         raise UsageError("further photos are of one object", where="--also", remedy="give a single INPUT with it")
-    items = delivery.plan_files(sources, out, suffixes, settings.mesh, [path for path, _, _ in further])
+    beside = [path for path, _, _ in further]
+    items = delivery.plan_files(sources, out, suffixes, settings.mesh, beside, len(missing))
     cache = stages.open_cache()
     prior = pipeline.pick_prior(settings.model, machine.pick(device, dtype.value), cache)
     tool = pipeline.pick_cutter(settings.cutout, cache, licence_accepted=accept_licence)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import batch, machine
-from ..errors import gravest
+from ..errors import UnavailableError, gravest
 from ..settings import Loaded, differences, load
 from .reports import file_report
 from .screen import screen
@@ -32,6 +33,15 @@ def read_settings(preset: str | None, set_flags: Sequence[str] | None, flags: Ma
 
 def cache_root(folder: Path | None) -> Path:
     return (folder or machine.cache_folder()).absolute()
+
+
+def name_root(root: Path) -> str:
+    """The flag that another call needs for this cache, with a space before it; none for the usual one."""
+    try:
+        usual = root == cache_root(None)
+    except UnavailableError:  # a user without a home
+        usual = False
+    return "" if usual else f" --cache-dir {shlex.quote(str(root))}"
 
 
 def open_cache(

@@ -37,7 +37,7 @@ def train(
     dtype: options.Dtype = options.DtypeKind.auto,
     set_: options.Set = None,
 ) -> None:
-    """Train a part of the embedded model, or the paper's. The run's folder holds checkpoints, the log, figures and pictures.
+    """Train a part of the embedded model, or the paper's. Its folder holds checkpoints, log, figures and pictures.
 
     The same command again goes on from the newest checkpoint, to the same bits on a CPU as a run without a break.
     """

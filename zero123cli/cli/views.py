@@ -144,7 +144,7 @@ def views(
         asks = list(dict.fromkeys(asks))
     names = [""] if together else [f"_{label(ask)}" for ask in asks]
     suffixes = (".png", *ANIMATED) if together else (".png",)
-    plans = [batches.plan(sources, out, name="{stem}" + name, suffixes=suffixes) for name in names]
+    plans = [batches.plan(sources, out, name="{stem}" + name, suffixes=suffixes, lost=len(missing)) for name in names]
     batches.refuse_clashes([item for items in plans for item in items])
     targets = {items[0].source: [item.target for item in items] for items in zip(*plans, strict=True)}
 
@@ -161,7 +161,7 @@ def views(
         for target, shown in zip(targets[item.source], [asks] if together else [[ask] for ask in asks], strict=True):
             # What is kept may be what is there: a run that was stopped goes on. The bytes will tell.
             if (
-                target.exists()
+                os.path.lexists(target)
                 and not force
                 and not pipeline.has_views(photo, settings.cutout, tool, camera, shown, prior, cache)
             ):

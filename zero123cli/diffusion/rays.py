@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..compiled import compiled
 from .volume import REACH, Framing, Volume
 
 OPAQUE = 1e-4  # of the light passes: what lies behind is not looked at
@@ -43,7 +44,7 @@ def plain(tensor: Tensor) -> np.ndarray:
     return tensor.detach().float().contiguous().numpy()
 
 
-@numba.njit(parallel=True, cache=True, fastmath=True)
+@compiled(parallel=True, fastmath=True)
 def march(
     logits: Any,  # (B, D, S, S)
     colours: Any,  # (B, 3, V, V, V)
@@ -101,12 +102,12 @@ def march(
     return seen
 
 
-@numba.njit(cache=True, fastmath=True)
+@compiled(fastmath=True)
 def softplus(x: Any) -> Any:
     return max(x, np.float32(0)) + np.log1p(np.exp(-abs(x)))
 
 
-@numba.njit(cache=True, fastmath=True)
+@compiled(fastmath=True)
 def look_up(values: Any, u: Any, v: Any, w: Any, depth: int, side: int) -> Any:
     """Between the eight nearest cells (depth, row, column); beyond the last its own value."""
     p = min(max(((u + 1) * side - 1) / 2, np.float32(0)), np.float32(side - 1))

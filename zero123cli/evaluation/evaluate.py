@@ -170,7 +170,7 @@ def run(jobs: Sequence[Job], count: int, seconds: float) -> Iterator[Result]:
         try:
             yield Result(job, judge(job))
         except Zero123Error as error:
-            yield Result(job, failure=str(error))
+            yield Result(job, failure=str(error), code=error.exit_code)
 
 
 def mean_cutout(found: Mapping[str, Path], plan: Plan) -> np.ndarray:  # uint8 (S, S, 4)

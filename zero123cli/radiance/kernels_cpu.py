@@ -13,14 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 import torch
+
+from ..compiled import compiled
 
 LEAST_BLOCK = 1024  # points or rays that are worth a thread's while
 CLEAR = 1e-4  # the light that must be left for a sample to count
 
-compiled = numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"})
+kernel = compiled(nogil=True, fastmath={"contract", "reassoc", "nsz", "arcp"})
 
 
 # Threads --------------------------------------------------------------------------------------------------------------
@@ -60,7 +61,7 @@ def blocks(count: int) -> Iterator[tuple[int, int]]:
 # type tells the compiler how often to unroll.
 
 
-@compiled
+@kernel
 def find(x: Any, y: Any, z: Any, scale: Any, first: Any, rows: Any, side: Any, dense: Any) -> Any:
     """The rows of a cell's eight corners, x changing fastest, and where in the cell the point lies."""
     half = np.float32(0.5)
@@ -99,37 +100,37 @@ def find(x: Any, y: Any, z: Any, scale: Any, first: Any, rows: Any, side: Any, d
     return places, inner
 
 
-@compiled
+@kernel
 def in_box(x: Any) -> Any:
     """Not a number stays so."""
     return np.float32(0) if x < 0 else (np.float32(1) if x > 1 else x)
 
 
-@compiled
+@kernel
 def whole(x: Any) -> Any:
     """Rounded down, whatever x is: nothing may be read beside the table."""
     return np.int64(np.int32(x)) if x >= 0 else np.int64(0)
 
 
-@compiled
+@kernel
 def fold(place: Any, rows: Any, first: Any) -> Any:
     """The half cell's shift can reach beyond the last row, by less than all rows. Unsigned: numba checks the sign."""
     return np.uint64((place - rows if place >= rows else place) + first)
 
 
-@compiled
+@kernel
 def product(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:
     """A factor on each side of x (a, b), y (c, d) and z (e, f), for the eight corners."""
     ce, de, cf, df = c * e, d * e, c * f, d * f
     return a * ce, b * ce, a * de, b * de, a * cf, b * cf, a * df, b * df
 
 
-@compiled
+@kernel
 def add(a: Any, b: Any) -> Any:
     return a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3], a[4] + b[4], a[5] + b[5], a[6] + b[6], a[7] + b[7]
 
 
-@compiled
+@kernel
 def slope(u: Any, v: Any, w: Any, x: Any, y: Any, z: Any) -> Any:
     """How the weights change along the way (x, y, z)."""
     one = np.float32(1)
@@ -142,7 +143,7 @@ def slope(u: Any, v: Any, w: Any, x: Any, y: Any, z: Any) -> Any:
 LOT = 64  # points whose rows are found together, eight or sixteen in one instruction, before the table is read
 
 
-@compiled
+@kernel
 def find_lot(points: Any, ways: Any, scale: Any, level: Any, begin: int, count: int, places: Any, factors: Any) -> None:
     """places (11, LOT): rows in the table of the eight corners, then the cell; factors (8, LOT): the corners' own."""
     half, one, none = np.float32(0.5), np.float32(1), np.int32(0)
@@ -195,7 +196,7 @@ def find_lot(points: Any, ways: Any, scale: Any, level: Any, begin: int, count: 
             places[7, t] = ((ii ^ jj ^ kk) & mask) + first
 
 
-@compiled
+@kernel
 def gather(
     points: Any, ways: Any, table: Any, scales: Any, levels: Any, one: Any, out: Any, begin: int, end: int
 ) -> None:
@@ -223,7 +224,7 @@ def gather(
                         out[p, column + np.uint64(f)] = total
 
 
-@compiled
+@kernel
 def scatter(points: Any, ways: Any, grad: Any, scales: Any, levels: Any, one: Any, table: Any, level: int) -> None:
     """The opposite of `gather`: adds grad (P, L F) to one level of the table."""
     wide = len(one)
@@ -246,20 +247,20 @@ def scatter(points: Any, ways: Any, grad: Any, scales: Any, levels: Any, one: An
                         table[np.uint32(places[corner, t]), f] += factors[corner, t] * g
 
 
-@compiled
+@kernel
 def dot(a: Any, b: Any) -> Any:
     return (a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3]) + (
         a[4] * b[4] + a[5] * b[5] + a[6] * b[6] + a[7] * b[7]
     )
 
 
-@compiled
+@kernel
 def inside(x: Any) -> Any:
     """Beyond the box nothing changes any more."""
     return np.float32(1) if 0 <= x <= 1 else np.float32(0)
 
 
-@compiled
+@kernel
 def steer(
     points: Any,
     ways: Any,
@@ -314,7 +315,7 @@ def steer(
 # Rays -----------------------------------------------------------------------------------------------------------------
 
 
-@compiled
+@kernel
 def count_steps(
     origins: Any, ways: Any, spans: Any, shifts: Any, occupied: Any, bound: Any, step: Any, limit: int, counts: Any,
     strides: Any, begin: int, end: int,
@@ -330,7 +331,7 @@ def count_steps(
         counts[r], strides[r] = min(count, limit), stride
 
 
-@compiled
+@kernel
 def put_samples(
     origins: Any, ways: Any, spans: Any, shifts: Any, occupied: Any, bound: Any, step: Any, ends: Any,
     strides: Any, distances: Any, points: Any, begin: int, end: int,
@@ -345,7 +346,7 @@ def put_samples(
             )  # fmt: skip
 
 
-@compiled
+@kernel
 def walk(
     origins: Any, ways: Any, spans: Any, shifts: Any, occupied: Any, bound: Any, step: Any, r: int, stride: int,
     distances: Any, points: Any,
@@ -375,7 +376,7 @@ def walk(
             found += 1
 
 
-@compiled
+@kernel
 def blend(
     density: Any, values: Any, lengths: Any, distances: Any, ends: Any, weights: Any, sums: Any, begin: int, end: int
 ) -> None:
@@ -399,7 +400,7 @@ def blend(
             clear = passed
 
 
-@compiled
+@kernel
 def blend_back(
     density: Any, values: Any, lengths: Any, distances: Any, ends: Any, weights: Any, grad_weights: Any,
     grad_sums: Any, grad_density: Any, grad_values: Any, begin: int, end: int,
@@ -428,7 +429,7 @@ def blend_back(
             clear += weight
 
 
-@compiled
+@kernel
 def see(density: Any, lengths: Any, ends: Any, faint: Any, kept: Any, begin: int, end: int) -> None:
     """Which samples the light reaches and whose opacity is more than `faint`."""
     for r in range(begin, end):

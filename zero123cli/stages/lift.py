@@ -142,7 +142,8 @@ def optimise(bench: Bench, state: State, watch: Watch, partial: Path | None) -> 
                 saved = time.monotonic()
     except BaseException:
         if partial is not None and not moving and state.step:
-            save(state, partial)
+            with contextlib.suppress(OSError):  # what ended the run is what is told
+                save(state, partial)
         raise
 
 

@@ -11,7 +11,6 @@ from dataclasses import replace
 import numpy as np
 
 from ..artifacts import Field
-from ..errors import DivergedError
 from ..meshing.cleanup import clean
 from ..meshing.isosurface import choose_level, extract, fill_inside, look_over
 from ..meshing.mesh import Made
@@ -50,8 +49,6 @@ def make_mesh(
 
     watch(Progress("mesh", 0, PARTS, "looking for the surface"))
     volume = look_over(density, reach=known.description.bound)
-    if not np.isfinite(volume.values).all():
-        raise DivergedError("the field holds values that are not numbers", remedy="try another --seed")
     chosen = choose_level(volume, shots)
     level = settings.level or chosen.value
     watch(Progress("mesh", 1, PARTS, f"level {level:.3g}"))

@@ -51,6 +51,7 @@ def save(state: State, folder: Path) -> None:
     rates = [group["lr"] for group in held["param_groups"]]
     head = with_head({"step": state.step, "rates": rates, "parts": state.parts, "halved": state.halved})
     whole = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, head)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # `cache clear` may have taken it meanwhile
     durable.write_file(folder / CHECKPOINT, whole, overwrite=True)
 
 

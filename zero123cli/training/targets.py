@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..compiled import compiled
 from ..diffusion.rays import start_threads
 from ..diffusion.volume import REACH, Framing
 
@@ -42,7 +43,7 @@ def look_up_torch(inside: Tensor, framing: Framing, depth: int, side: int) -> Te
     return F.grid_sample(inside[:, None].float(), places, padding_mode="zeros", align_corners=False)[:, 0]
 
 
-@numba.njit(parallel=True, cache=True, fastmath=True)
+@compiled(parallel=True, fastmath=True)
 def look_up_numba(inside: Any, axes: Any, poses: Any, squares: Any, depth: int, side: int) -> Any:
     count, cells = inside.shape[0], inside.shape[1]
     found = np.empty((count, depth, side, side), np.float32)
@@ -117,7 +118,7 @@ class Compared(torch.autograd.Function):
         return torch.from_numpy(slopes(logits, wanted, where, sums, weights)), None, None
 
 
-@numba.njit(parallel=True, cache=True, fastmath=True)
+@compiled(parallel=True, fastmath=True)
 def sum_up(logits: Any, wanted: Any, where: Any) -> Any:
     """Of each picture: cross entropy, soft intersection, soft union, covered pixels."""
     count, depth, side = logits.shape[0], logits.shape[1], logits.shape[2]
@@ -149,7 +150,7 @@ def sum_up(logits: Any, wanted: Any, where: Any) -> Any:
     return sums
 
 
-@numba.njit(parallel=True, cache=True, fastmath=True)
+@compiled(parallel=True, fastmath=True)
 def slopes(logits: Any, wanted: Any, where: Any, sums: Any, weights: Any) -> Any:
     """The gradient of both means, weighted, to the logits."""
     count, depth, side = logits.shape[0], logits.shape[1], logits.shape[2]
