@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from zero123cli.cli.data import name_solids
-from zero123cli.errors import UsageError
+from zero123cli.errors import UsageError, Zero123Error
 from zero123cli.scenes import solids
 from zero123cli.scenes.forms import box
 from zero123cli.training import viewsets
@@ -63,6 +63,14 @@ def test_a_damaged_mesh_is_listed_and_skipped(folder: Path) -> None:
     assert "1 of 4 objects are damaged" in run.stderr and run.stderr.count("bad.glb") == 1
     (facts,) = map(json.loads, run.stdout.splitlines())
     assert facts["code"] == 65 and len(facts["damaged"]) == 1 and "see the list" in facts["remedy"]
+
+
+def test_a_link_to_nowhere_is_one_bad_mesh(tmp_path: Path) -> None:
+    (tmp_path / "gone.glb").symlink_to(tmp_path / "nowhere.glb")
+    jobs = list(viewsets.pending([str(tmp_path / "gone.glb"), "solid:0-0"], tmp_path / "out", viewsets.Rig()))
+    assert [Path(source).name for source, _, _ in jobs] == ["gone.glb", "solid:0-0"]
+    with pytest.raises(Zero123Error):
+        viewsets.make(jobs[0])
 
 
 def test_made_up_solids_can_be_of_chosen_kinds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from test_evaluation_metrics import sphere
 pytest.importorskip("embreex", reason="no ray casting without embreex")
 
 from zero123cli.artifacts import Ask, PhotoCamera, read_head, with_head
+from zero123cli.cameras import within_a_turn
 from zero123cli.errors import MeshError, MissingInputError
 from zero123cli.evaluation import evaluate, metrics, oracle, rig, sets, shapes, views
 from zero123cli.evaluation.rig import Case, Plan
@@ -189,10 +190,10 @@ def test_a_view_model_is_told_the_poses_from_the_photos(made: dict[str, Path], t
     model = shapes.load_prior(plan).load(silent)
     seen = condition(case.cutout, PhotoCamera(None), model)
     how = settings.views
-    pose = case.poses[3]
+    pose, seat = case.poses[3], rig.look_at(case.middle, case.camera)
     ask = Ask(
-        azimuth_deg=pose.azimuth_deg,
-        elevation_deg=pose.elevation_deg - case.camera.elevation_deg,
+        azimuth_deg=within_a_turn(pose.azimuth_deg - seat.azimuth_deg),
+        elevation_deg=pose.elevation_deg - seat.elevation_deg,
         distance=0.0,
         number=0,
         seed=settings.seed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -236,6 +237,14 @@ def test_a_fine_texture_seen_from_afar_is_its_mean() -> None:
     inside = rgba[rgba[..., 3] > 0][:, :3]
     grey = float(to_srgb(np.array(0.5))) * 255  # half of the light, not half of the value
     assert np.abs(inside - grey).max() < 2
+
+
+@pytest.mark.parametrize("far", [1e30, 3e38])
+def test_a_texture_stretched_beyond_all_numbers_is_rendered(far: float) -> None:
+    surface = quad(texture=np.random.default_rng(0).integers(0, 256, (16, 16, 4), np.uint8))
+    with np.errstate(all="ignore"):
+        prepared = prepare(replace(surface, uv=surface.uv * np.float32(far)))
+        assert render(prepared, Viewpoint(0, 0, 2), size=16).rgba.shape == (16, 16, 4)
 
 
 def test_corner_colours_are_interpolated_in_linear_light() -> None:

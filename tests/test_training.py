@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
 
-from zero123cli.artifacts import read_head
+from zero123cli.artifacts import read_head, with_head
 from zero123cli.diffusion.volume import (
     ELEVATIONS,
     REACH,
@@ -264,6 +266,22 @@ def test_packing_what_does_not_fit_together_is_refused(dataset: Path, tmp_path: 
     viewsets.write(dataset / "objects" / "zz" / "zz.safetensors", view_set(99, side=24))
     with pytest.raises(MeshError, match="24 px"):
         packs.pack(viewsets.list_objects(dataset), tmp_path / "p.safetensors", views=3, overwrite=False, watch=silent)
+    viewsets.write(dataset / "objects" / "zz" / "zz.safetensors", replace(view_set(99), truth="carved"))
+    with pytest.raises(MeshError, match="carved"):
+        packs.pack(viewsets.list_objects(dataset), tmp_path / "p.safetensors", views=3, overwrite=False, watch=silent)
+
+
+def test_a_pack_that_was_damaged_within_is_told(dataset: Path, tmp_path: Path) -> None:
+    path = tmp_path / "pack.safetensors"
+    packs.pack(viewsets.list_objects(dataset), path, views=2, overwrite=False, watch=silent)
+    arrays, head = load_file(path), read_head(path.read_bytes())
+    save_file(arrays | {"data": np.zeros_like(arrays["data"])}, path, with_head(head))
+    for decode in (packs.open_pack(path).pictures, packs.open_pack(path).inside):
+        with pytest.raises(MeshError, match="no packed dataset, or damaged"):
+            decode(0)
+    save_file(arrays | {"poses": arrays["poses"] * np.nan}, path, with_head(head))
+    with pytest.raises(MeshError, match="no packed dataset, or damaged"):
+        packs.open_pack(path)
 
 
 def test_datasets_that_do_not_serve_are_told_from_faults_of_ours(dataset: Path, tmp_path: Path) -> None:
@@ -389,6 +407,50 @@ def test_a_damaged_checkpoint_is_left_out_for_the_one_before(dataset: Path, tmp_
     path = go(dataset, tmp_path / "run", watch=lambda m: said.append(m.code) if isinstance(m, Caution) else None)
     assert said == ["checkpoint-damaged", "resumed"]
     assert path.read_bytes() == whole
+
+
+def test_damaged_checkpoints_never_crowd_out_whole_ones(dataset: Path, tmp_path: Path) -> None:
+    go(dataset, tmp_path / "run", replace(FAST, save_minutes=0))
+    for kept in train.checkpoints(tmp_path / "run"):  # of steps 5 and 6
+        kept.write_bytes(b"short")
+    path = go(dataset, tmp_path / "run", stopped=lambda: True)
+    assert [path] == train.checkpoints(tmp_path / "run")
+    assert path.name == "checkpoint-00000001.safetensors"
+
+
+def test_a_log_holds_each_step_once_however_a_run_ended(dataset: Path, tmp_path: Path) -> None:
+    stops = iter([False, False, True])
+    go(dataset, tmp_path, stopped=lambda: next(stops))
+    for name in ("log.jsonl", "figures.jsonl"):
+        with open(tmp_path / name, "a") as log:  # of steps after the checkpoint, the last line cut off
+            log.write('{"step": 4, "seconds": 1.0}\n{"step": 5, "sec')
+    go(dataset, tmp_path)
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [*range(1, 7)]
+    assert [json.loads(line)["step"] for line in (tmp_path / "figures.jsonl").read_text().splitlines()] == [3, 6]
+
+
+def test_a_run_whose_last_step_is_skipped_is_kept_and_its_running_means_stay_numbers(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true, calls = volumes.VolumeTask.loss, []
+
+    def loss(self: volumes.VolumeTask, model: torch.nn.Module, batch: train.Batch) -> dict[str, Tensor]:
+        calls.append(1)
+        if len(calls) == FAST.steps:
+            model.seen.fill_(np.nan)  # type: ignore[operator]  # a buffer
+        terms = true(self, model, batch)
+        return {name: term * (np.nan if len(calls) == FAST.steps else 1) for name, term in terms.items()}
+
+    def build(self: volumes.VolumeTask) -> torch.nn.Module:
+        net = VolumeNet(SMALL)
+        net.register_buffer("seen", torch.zeros(3))
+        return net
+
+    monkeypatch.setattr(volumes.VolumeTask, "loss", loss)
+    monkeypatch.setattr(volumes.VolumeTask, "build", build)
+    path = go(dataset, tmp_path)
+    assert path.name == f"checkpoint-{FAST.steps:08d}.safetensors"
+    assert load_file(path)["model.seen"].tolist() == [0, 0, 0]
 
 
 def test_other_settings_are_refused_for_a_run_that_was_begun(dataset: Path, tmp_path: Path) -> None:

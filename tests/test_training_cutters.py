@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from zero123cli.artifacts import with_head
-from zero123cli.errors import MeshError
+from zero123cli.errors import MeshError, MissingInputError
 from zero123cli.machine import Backend
 from zero123cli.settings import TrainSettings
 from zero123cli.training import backdrops, composites, cutters, saliency, train, viewsets
@@ -173,7 +173,11 @@ def test_own_and_held_backdrops_are_different_ones(task: cutters.CutterTask) -> 
 
 
 def test_an_empty_dataset_is_named(tmp_path: Path) -> None:
-    with pytest.raises(MeshError, match="empty"):
+    with pytest.raises(MissingInputError, match="empty"):
+        cutters.CutterTask(tmp_path, SMALL)
+    (tmp_path / "objects" / "aa").mkdir(parents=True)
+    (tmp_path / "objects" / "aa" / "a.safetensors").write_bytes(b"short")
+    with pytest.raises(MeshError, match="no view set, or damaged"):
         cutters.CutterTask(tmp_path, SMALL)
 
 
@@ -227,6 +231,14 @@ def test_strangeness_is_the_distance_to_the_nearest_colour_of_the_border() -> No
                 for level, border in enumerate((upper, lower)):
                     nearest = min(float((colour[:, y, x] - other).norm()) for other in border)
                     assert float(found[k, level, y, x]) == pytest.approx(max(nearest, 0.01), abs=2e-3)
+
+
+def test_strangeness_is_the_same_under_half_precision() -> None:
+    picture = torch.full((1, 3, 32, 32), 2.4)
+    picture[..., 12:20, 12:20] = -1.0
+    with torch.autocast("cpu", torch.bfloat16):
+        found = saliency.strangeness(picture.bfloat16())
+    assert torch.allclose(found, saliency.strangeness(picture.bfloat16().float()), atol=1e-3)
 
 
 def test_soft_overlap_is_the_overlap_of_hard_masks() -> None:

@@ -14,7 +14,7 @@ import small
 import torch
 from safetensors.torch import load_file, save_file
 
-from zero123cli.artifacts import Ask, Cutout, PhotoCamera, with_head
+from zero123cli.artifacts import Ask, Cutout, PhotoCamera, read_head, with_head
 from zero123cli.cameras import TRAINING_DISTANCE, Viewpoint
 from zero123cli.diffusion import checkpoints, ldm
 from zero123cli.diffusion.rays import render_numba
@@ -578,6 +578,28 @@ def test_a_run_starts_from_exported_weights(dataset: Path, volume_file: Path, na
     before, after = load_file(shipped), load_file(again)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_a_run_builds_on_stays_whatever_it_starts_from(
+    dataset: Path, volume_file: Path, narrow: None, tmp_path: Path
+) -> None:
+    task = pocket(dataset, volume_file)
+    shipped = train.export(
+        train.train(task, FAST, tmp_path / "run", small.CPU, 0, silent), tmp_path / "pocket.safetensors", task.facts()
+    )
+    other = tmp_path / "volume.safetensors"
+    raw = volume_file.read_bytes()
+    save_file({name: tensor * 2 for name, tensor in load_file(volume_file).items()}, other, with_head(read_head(raw)))
+    settings = replace(FAST, task="pocket-views", base=str(other), init=str(shipped), steps=1, rate=0.0, decay=0.0)
+    later = DenoiserTask(dataset, RECIPES["pocket-views"], settings)
+    again = load_file(
+        train.export(
+            train.train(later, settings, tmp_path / "second", small.CPU, 0, silent), tmp_path / "a.safetensors", {}
+        )
+    )
+    before, base = load_file(shipped), load_file(other)
+    assert all(torch.equal(again[f"volume.{name}"], tensor.half()) for name, tensor in base.items())
+    assert all(torch.equal(again[name], before[name]) for name in before if not name.startswith("volume."))
 
 
 def test_a_volume_is_learnt_on_from_the_one_of_a_whole_model(

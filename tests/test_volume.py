@@ -43,6 +43,17 @@ def photo(side: int = 16) -> torch.Tensor:
     return torch.rand(4, side, side, generator=chance) * 2 - 1
 
 
+@pytest.mark.parametrize("told", [None, [], {"size": "large"}, asdict(NET) | {"channels": [10**7, 10**7]}])
+def test_a_volume_alone_that_describes_itself_wrongly_is_refused(told: object, tmp_path: Path) -> None:
+    head = artifacts.with_head({"kind": "volume"} | ({"description": told} if told is not None else {}))
+    save_file({"x": torch.zeros(1)}, tmp_path / "volume.safetensors", head)
+    with pytest.raises(WeightsError, match="no volume net of ours"):
+        checkpoints.load(tmp_path / "volume.safetensors", small.CPU)
+    if not told:
+        with pytest.raises(WeightsError, match="no volume net of ours"):
+            checkpoints.inspect(tmp_path / "volume.safetensors")
+
+
 def test_volume_is_predicted_once_and_seen_from_each_pose(model: ViewModel) -> None:
     seen = model.condition(photo(), Viewpoint(0, 10))
     assert seen.volume is not None

@@ -368,7 +368,7 @@ def show_scores(run: Run, scores: Sequence[Score], skipped: dict[str, tuple[str,
     against = {
         score.model: compare(figures_of(last.rows), figures_of(score.rows))
         for score in scores[:-1]
-        if last.metrics and score.metrics
+        if figures_of(last.rows).keys() & figures_of(score.rows).keys()
     }
     tables = [score_table(run, scores)]
     said = f"{run.protocol.says}; means with 95 % intervals over objects"

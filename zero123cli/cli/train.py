@@ -42,7 +42,7 @@ def train(
     The same command again goes on from the newest checkpoint, to the same bits on a CPU as a run without a break.
     """
     from .. import machine
-    from ..errors import MissingInputError
+    from ..errors import MissingInputError, SettingsError
     from .session import read_settings
 
     peers = machine.peers()
@@ -51,6 +51,9 @@ def train(
     texts = {"train.base": base and str(base), "train.init": init and str(init), "train.licence": licence}
     knobs = {"seed": seed, **texts, "train.minutes": minutes, "train.steps": steps, "train.batch": batch}
     settings = read_settings(preset, set_, knobs).settings
+    if settings.train.base and settings.train.task not in BASED:
+        remedy = "leave it out; --init names weights to start from"
+        raise SettingsError("this task builds on nothing", where="train.base", remedy=remedy)
     if not data.exists():
         raise MissingInputError("there is no such dataset", where=str(data), remedy="run `zero123 data render` first")
     backend = machine.pick(device, dtype.value)
@@ -100,6 +103,7 @@ def finish_cutter(task: Any, weights: Path, out: Path, licence: str) -> Path:
     return export_onnx(weights, out / "pocket-cutter.onnx", task.card(licence))
 
 
+BASED = ("pocket-views", "zero123")  # tasks that build on other weights
 TASKS: dict[str, Callable[[Path, TrainSettings], Task]] = {
     "volume": volume_task,
     "pocket-views": denoiser_task,

@@ -86,16 +86,18 @@ def load(file: TensorFile, backend: Backend) -> LoneVolume:
     head = read_head(file)
     try:
         told = {name: as_tuple(value) for name, value in head["description"].items()}
-        model = LoneVolume(VolumeDescription(**told), str(head.get("licence", "")))
-        assert model.volume is not None
-        slots = model.volume.state_dict()
+        description = VolumeDescription(**told)
+        with torch.device("meta"):  # whatever it says of itself takes no memory yet
+            slots = VolumeNet(description).state_dict()
         wrong = [name for name, slot in slots.items() if file.infos[name].shape != tuple(slot.shape)]
         if wrong:
             raise ValueError(wrong[0])
+        model = LoneVolume(description, str(head.get("licence", "")))
         weights = {name: file.read(name).to(getattr(torch, backend.dtype)) for name in slots}
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         remedy = "export it again with this version"
         raise WeightsError(f"it is no volume net of ours ({error})", where=str(file.path), remedy=remedy) from error
+    assert model.volume is not None
     model.volume.load_state_dict(weights, assign=True)
     ready: LoneVolume = model.to(backend.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return ready.eval().requires_grad_(False)
@@ -104,17 +106,22 @@ def load(file: TensorFile, backend: Backend) -> LoneVolume:
 def inspect(file: TensorFile) -> dict[str, Any]:
     """What it holds, without loading it."""
     told = read_head(file)
+    try:
+        size, precision = told["description"]["size"], next(iter(file.infos.values())).dtype
+    except (KeyError, TypeError) as error:
+        remedy = "export it again with this version"
+        raise WeightsError("it is no volume net of ours", where=str(file.path), remedy=remedy) from error
     return {
         "path": str(file.path),
         "kind": KIND,
         "family": "volume",
         "pose_kind": "original",
         "licence": told.get("licence", ""),
-        "picture": f"{told['description']['size']} px",
+        "picture": f"{size} px",
         "context": "none",
         "unet": [],
         "parameters": {"volume": sum(math.prod(info.shape) for info in file.infos.values())},
-        "precision": next(iter(file.infos.values())).dtype,
+        "precision": precision,
         "ema": False,
         "tensors": len(file.infos),
         "bytes": file.path.stat().st_size,

@@ -87,6 +87,11 @@ class Case:
         return [look_at(self.middle, other.camera) for other in self.others] or draw_poses(self.name)
 
     @property
+    def seat(self) -> Viewpoint:
+        """Where the photo was taken from, as `poses` tell it."""
+        return look_at(self.middle, self.camera) if self.others else self.camera
+
+    @property
     def square(self) -> Square:
         """The cutout."""
         x, y, half = self.frame

@@ -51,9 +51,9 @@ def render_volume(case: Case, plan: Plan, watch: Watch) -> Pictures:
     pictures = []
     with torch.inference_mode():
         for pose in case.poses:
-            risen = photo + pose.elevation_deg - case.camera.elevation_deg
+            risen = photo + pose.elevation_deg - case.seat.elevation_deg
             here = look_from([Viewpoint(0.0, photo)])
-            there = look_from([Viewpoint(pose.azimuth_deg, risen)])
+            there = look_from([Viewpoint(pose.azimuth_deg - case.seat.azimuth_deg, risen)])
             seen = render(volume, here, there, plan.size)[0]
             pictures.append(to_pixels(torch.cat([seen[:3], seen[3:] * 2 - 1])))
     return pictures
@@ -66,8 +66,8 @@ def sample_model(case: Case, plan: Plan, watch: Watch) -> Pictures:
     camera = PhotoCamera(how.photo_elevation, TRAINING_DISTANCE)
     asks = [
         Ask(
-            azimuth_deg=within_a_turn(pose.azimuth_deg),
-            elevation_deg=pose.elevation_deg - case.camera.elevation_deg,
+            azimuth_deg=within_a_turn(pose.azimuth_deg - case.seat.azimuth_deg),
+            elevation_deg=pose.elevation_deg - case.seat.elevation_deg,
             distance=0.0,
             number=0,
             seed=settings.seed,

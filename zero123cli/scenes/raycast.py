@@ -383,7 +383,9 @@ def sample_colour(
     if len(texels.values) > 1:
         level = np.zeros(len(face), np.int64)
         if footprint is not None:
-            fine = np.log2(np.maximum(prepared.density[face] * footprint, 1.0))
+            fine = np.fmin(
+                np.log2(np.maximum(prepared.density[face] * footprint, 1.0)), 64
+            )  # also where it is no number
             level = np.minimum(np.rint(fine).astype(np.int64), texels.top[material])
         uv = np.einsum("hc,hcd->hd", weights, prepared.uv[face])
         colour = colour * read_texture(texels, material, level, uv)

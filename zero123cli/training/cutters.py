@@ -25,12 +25,12 @@ from torch import Tensor, nn
 
 from .. import durable, machine
 from ..artifacts import HEAD, read_head
-from ..errors import MeshError, UnavailableError
+from ..errors import UnavailableError
 from .composites import Backdrops, compose
 from .packs import open_pack
 from .saliency import SaliencyDescription, SaliencyNet
 from .train import Batch
-from .viewsets import hold_out, list_objects
+from .viewsets import hold_out, list_objects, refuse_empty, refuse_mixed, told_if_damaged
 
 OWN_BACKDROPS, HELD_BACKDROPS = 800, 100  # that many are made, as they are asked for
 SMALLER = {0.4: 0.5, 0.6: 0.35, 1.0: 0.15}  # shares of batches; small pictures teach nearly as much for less time
@@ -95,9 +95,8 @@ class CutterTask:
         }
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        network = model.module if hasattr(model, "module") else model
-        assert isinstance(network, SaliencyNet)
-        fine, *coarse = network.levels(batch["picture"])
+        assert isinstance(model, SaliencyNet)
+        fine, *coarse = model.levels(batch["picture"])
         mask, logits = batch["mask"], fine.float()
         share = torch.sigmoid(logits)
         side = mask.shape[-1]
@@ -149,15 +148,15 @@ def read_sprites(data: Path) -> tuple[np.ndarray, list[str]]:
     """Pictures and names, of a packed file or a dataset's folder."""
     if data.is_file():
         pack = open_pack(data)
+        refuse_empty(data, pack.names)
         return np.stack([pack.pictures(k) for k in range(len(pack.names))]), list(pack.names)
-    files = list_objects(data)
-    if not files:
-        raise MeshError("the dataset is empty", where=str(data), remedy="run `zero123 data render` first")
     pictures, names = [], []
-    for path in files:
-        with safe_open(path, "numpy") as file:  # depth and normals stay on the disk
+    for path in list_objects(data):
+        with told_if_damaged(path), safe_open(path, "numpy") as file:  # depth and normals stay on the disk
             pictures.append(file.get_tensor("rgba"))
             names.append(json.loads(file.metadata()[HEAD])["name"])
+    refuse_empty(data, names)
+    refuse_mixed(data, [picture.shape for picture in pictures])
     return np.stack(pictures), names
 
 

@@ -22,8 +22,9 @@ from .. import durable
 from ..artifacts import read_head, with_head
 from ..errors import MeshError
 from ..watch import Progress, Watch
-from .viewsets import ViewSet, read, told_if_damaged
+from .viewsets import ViewSet, read, stand_somewhere, told_if_damaged
 
+KIND = ("packed dataset", "pack")  # and what makes it
 QUALITY = 70  # of WebP's colours; alpha is kept exactly
 
 
@@ -31,6 +32,7 @@ QUALITY = 70  # of WebP's colours; alpha is kept exactly
 class Pack:
     """Decoded on demand, object by object."""
 
+    path: Path
     names: tuple[str, ...]
     size: int  # px
     resolution: int  # R
@@ -42,28 +44,30 @@ class Pack:
     def pictures(self, number: int) -> np.ndarray:  # uint8 (N, S, S, 4)
         bounds = self.table[number]
         sheets = [self.data[a:b].tobytes() for a, b in itertools.pairwise(bounds[:-1])]
-        return np.stack([np.asarray(Image.open(io.BytesIO(sheet)).convert("RGBA")) for sheet in sheets])
+        with told_if_damaged(self.path, *KIND):
+            return np.stack([decode_picture(sheet) for sheet in sheets])
 
     def inside(self, number: int) -> np.ndarray:  # bool (R, R, R)
         start, end = self.table[number, -2:]
-        bits = np.frombuffer(zlib.decompress(self.data[start:end].tobytes()), np.uint8)
         side = self.resolution
-        return np.unpackbits(bits, count=side**3).astype(bool).reshape(side, side, side)
+        with told_if_damaged(self.path, *KIND):
+            bits = np.frombuffer(zlib.decompress(self.data[start:end].tobytes()), np.uint8)
+            return np.unpackbits(bits, count=side**3).astype(bool).reshape(side, side, side)
 
 
 def pack(objects: Sequence[Path], target: Path, *, views: int, overwrite: bool, watch: Watch) -> int:
     """Packs the first `views` pictures of each object; the size of the file."""
     names, poses, squares, table, parts = [], [], [], [], []
     offset = 0
-    shape: tuple[int, int] | None = None
+    shape: tuple[int, int, str] | None = None
     for done, path in enumerate(objects):
         watch(Progress("pack", done, len(objects), path.name))
         one = read(path)
-        mine = (one.rgba.shape[1], one.inside.shape[0])
+        mine = (one.rgba.shape[1], one.inside.shape[0], one.truth)
         shape = shape or mine
         if mine != shape or len(one.rgba) < views:
             raise MeshError(
-                f"it has {len(one.rgba)} views of {mine[0]} px and an occupancy of {mine[1]}",
+                f"it has {len(one.rgba)} views of {mine[0]} px and an occupancy of {mine[1]} ({mine[2]})",
                 where=str(path),
                 remedy="pack what one call of `zero123 data render` made",
             )
@@ -95,12 +99,22 @@ def encode_picture(rgba: np.ndarray) -> bytes:
     return page.getvalue()
 
 
+def decode_picture(sheet: bytes) -> np.ndarray:
+    try:
+        return np.asarray(Image.open(io.BytesIO(sheet)).convert("RGBA"))
+    except OSError as error:  # Pillow's word for what is no picture: the disk has no part in it
+        raise ValueError("no picture") from error
+
+
 def encode_inside(one: ViewSet) -> bytes:
     return zlib.compress(np.packbits(one.inside.ravel()).tobytes(), 9)
 
 
 def open_pack(path: Path) -> Pack:
-    with told_if_damaged(path, "packed dataset", "pack"):
+    with told_if_damaged(path, *KIND):
         raw = path.read_bytes()
         head = read_head(raw)
-        return Pack(tuple(head["names"]), head["size"], head["resolution"], **load(raw))
+        found = Pack(path, tuple(head["names"]), head["size"], head["resolution"], **load(raw))
+        if not (found.poses.shape == found.squares.shape and stand_somewhere(found.poses, found.squares)):
+            raise ValueError("its parts do not fit together")
+    return found

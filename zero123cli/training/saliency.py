@@ -122,6 +122,9 @@ def strangeness(picture: Tensor) -> Tensor:  # (B, 3, S, S) -> (B, 2, S / 4, S /
 
     The lower one counts apart, for there an object may leave the picture.
     """
+    if torch.is_autocast_enabled(picture.device.type):  # half precision cannot tell colours apart
+        with torch.autocast(picture.device.type, enabled=False):
+            return strangeness(picture.float())
     colour = F.avg_pool2d(picture, 4)
     side = colour.shape[-1]
     upper = torch.cat([colour[..., 0, :], colour[..., :, 0], colour[..., :, -1]], -1)

@@ -120,10 +120,15 @@ def train_together(
     torch.manual_seed(seed)
     model = task.build().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
     if settings.init:
+        fixed = {name: tensor.clone() for name, tensor in model.state_dict().items() if name not in learning(model)}
         begin(model, Path(settings.init))
+        if settings.base:  # what the task builds on stays
+            model.load_state_dict(fixed, strict=False)
     averaged = {name: tensor.clone() for name, tensor in learning(model).items()}
     optimiser = torch.optim.AdamW(task.groups(model, settings.rate), betas=(0.9, 0.99), weight_decay=settings.decay)
     begun = resume(folder, settings, seed, model, averaged, optimiser, watch)
+    if not peers.rank:
+        go_back(folder, begun)
     if settings.compile:
         compile_all(task.steady(model), device)
     ends = time.monotonic() + settings.minutes * 60 if settings.minutes else float("inf")
@@ -131,8 +136,9 @@ def train_together(
     history: list[dict[str, Any]] = []
     for step in run(task, settings, model, averaged, optimiser, backend, seed, begun, peers):
         number = step.number
-        history.append({"step": number, "seconds": step.seconds, **step.terms})
-        watch(Progress("train", number, settings.steps, told_terms(step.terms)))
+        if step.terms:
+            history.append({"step": number, "seconds": step.seconds, **step.terms})
+            watch(Progress("train", number, settings.steps, told_terms(step.terms)))
         over = number >= settings.steps or ask_first(peers, device, time.monotonic() > ends or stopped())
         if peers.rank:
             if over:
@@ -182,6 +188,7 @@ def run(
         for group in optimiser.param_groups:
             group["lr"] = group["base"] * rate_at(number, settings)
         model.train()
+        buffers = [buffer.clone() for buffer in model.buffers()]
         optimiser.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         for share in range(peers.rank, shares, peers.count):
@@ -200,12 +207,15 @@ def run(
         if not bool(torch.isfinite(norm)):
             skipped += 1
             scaler.update()
+            for buffer, before in zip(model.buffers(), buffers, strict=True):  # running means are numbers again
+                buffer.copy_(before)
             if skipped >= SKIPS:
                 raise DivergedError(
                     f"no finite gradient in {SKIPS} steps in a row",
                     where=f"step {number}",
                     remedy="lower train.rate; the last checkpoint is kept",
                 )
+            yield Step(number, {}, time.monotonic() - started)
             continue
         skipped = 0
         scaler.step(optimiser)
@@ -330,6 +340,23 @@ def look(
     durable.write_file(folder / "curve.png", encode_png(draw_curve(folder / "log.jsonl")), overwrite=True)
 
 
+def go_back(folder: Path, number: int) -> None:
+    """What was written of later steps is taken away, for they are made again, and lines that were cut off with it."""
+    for log in (folder / "log.jsonl", folder / "figures.jsonl"):
+        lines = log.read_text().splitlines() if log.is_file() else []
+        kept = [line for line in lines if is_of(line, number)]
+        if kept != lines:
+            durable.write_file(log, "".join(f"{line}\n" for line in kept).encode(), overwrite=True)
+
+
+def is_of(line: str, number: int) -> bool:
+    """Whether a log's line is whole and of this step or an earlier one."""
+    try:
+        return bool(json.loads(line)["step"] <= number)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
 def draw_curve(log: Path, width: int = 800, height: int = 400) -> np.ndarray:  # uint8 (height, width, 3)
     """Each term over the steps, smoothed, on its own logarithmic scale; its name and last value beside it."""
     from PIL import Image, ImageDraw
@@ -375,8 +402,9 @@ def save(
     path = folder / f"checkpoint-{number:08d}.safetensors"
     whole = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, head)
     durable.write_file(path, whole, overwrite=True)
-    for old in checkpoints(folder)[:-KEPT]:
-        old.unlink(missing_ok=True)
+    older = [other for other in checkpoints(folder) if other <= path]
+    for other in {*checkpoints(folder)} - {*older[-KEPT:]}:  # newer ones were damaged: the run went on from before them
+        other.unlink(missing_ok=True)
     return path
 
 

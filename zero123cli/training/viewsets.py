@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -215,8 +215,17 @@ def is_sound(one: ViewSet) -> bool:
         min(count, side) > 0
         and one.rgba.dtype == np.uint8
         and all(getattr(one, part).shape == form for part, form in forms.items())
-        and bool((np.abs(one.poses) <= (360, 90, FARTHEST)).all() and (np.abs(one.squares) <= WIDEST).all())
-        and bool((one.poses[:, 2] > 0).all() and (one.squares[:, 2] >= 1 / WIDEST).all())
+        and stand_somewhere(one.poses, one.squares)
+    )
+
+
+def stand_somewhere(poses: np.ndarray, squares: np.ndarray) -> bool:  # (..., 3), both
+    """Whether all cameras do, and look at something; numbers that are none do not."""
+    return bool(
+        (np.abs(poses) <= (360, 90, FARTHEST)).all()
+        and (np.abs(squares) <= WIDEST).all()
+        and (poses[..., 2] > 0).all()
+        and (squares[..., 2] >= 1 / WIDEST).all()
     )
 
 
@@ -275,6 +284,13 @@ def refuse_empty(data: Path, names: Sequence[str]) -> None:
         raise MissingInputError("the dataset is empty", where=str(data), remedy="run `zero123 data render` first")
 
 
+def refuse_mixed(data: Path, kinds: Iterable[Any]) -> None:
+    """Whatever tells kinds of view sets apart has to be one and the same."""
+    if len({*kinds}) > 1:
+        remedy = "render them again into a folder of their own"
+        raise MeshError("its view sets are not all of one kind", where=str(data), remedy=remedy)
+
+
 def refuse_size(data: Path, found: int, wanted: int) -> None:
     """Pictures of another side than a model's, px."""
     if found != wanted:
@@ -288,6 +304,8 @@ def refuse_size(data: Path, found: int, wanted: int) -> None:
 def hold_out(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """The numbers of those that are learnt from, and of those that are kept for tuning; where there is none, all."""
     held = np.array([hold_back(name) for name in names], bool)
+    if not held.any():  # all files may be called model.obj: then by their folders
+        held = np.array([hold_back(name.replace("/", " ")) for name in names], bool)
     own, kept = (np.flatnonzero(part if part.any() else ~part) for part in (~held, held))
     return own, kept
 
@@ -300,8 +318,8 @@ def hold_back(name: str, share: float = 0.03) -> bool:
 def make(job: tuple[str, str, Rig]) -> str:
     """What a worker does: renders an object into its file."""
     source, folder, rig = job
-    path = file_of(Path(folder), source, rig)
     made = photograph(source, rig)
+    path = file_of(Path(folder), source, rig)
     try:
         write(path, made)
     except OSError as error:
@@ -312,5 +330,9 @@ def make(job: tuple[str, str, Rig]) -> str:
 def pending(sources: Sequence[str], folder: Path, rig: Rig) -> Iterator[tuple[str, str, Rig]]:
     """The jobs that are not done yet."""
     for source in sources:
-        if not file_of(folder, source, rig).is_file():
+        try:
+            done = file_of(folder, source, rig).is_file()
+        except OSError:  # a link to nowhere: making it says so
+            done = False
+        if not done:
             yield source, str(folder), rig

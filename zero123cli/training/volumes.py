@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..diffusion.volume import ELEVATIONS, Framing, Volume, VolumeDescription, VolumeNet, covered, render
-from ..errors import MeshError, SettingsError
+from ..errors import SettingsError
 from .packs import open_pack
 from .targets import compare, look_up
 from .train import Batch
-from .viewsets import hold_out, list_objects, read, refuse_empty, refuse_size
+from .viewsets import hold_out, list_objects, read, refuse_empty, refuse_mixed, refuse_size
 
 SEEN = 32  # px of the second pictures
 RENDERED = 3  # one picture in so many is also rendered from elsewhere: that costs more than it teaches
@@ -144,9 +144,7 @@ def read_objects(data: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
         return np.stack([pack.pictures(k) for k in range(count)]), inside, pack.poses, pack.squares, list(pack.names)
     sets = [read(path) for path in list_objects(data)]
     refuse_empty(data, [one.name for one in sets])
-    if len({(one.rgba.shape, one.inside.shape, one.truth) for one in sets}) > 1:
-        remedy = "render them again into a folder of their own"
-        raise MeshError("its view sets are not all of one kind", where=str(data), remedy=remedy)
+    refuse_mixed(data, [(one.rgba.shape, one.inside.shape, one.truth) for one in sets])
     return (
         np.stack([one.rgba for one in sets]),
         np.stack([np.packbits(one.inside.ravel()) for one in sets]),
