@@ -150,14 +150,6 @@ def test_straight_from_above_the_picture_is_the_limit_of_lower_cameras(cube: Pre
             assert (pole != near).mean() < 0.02
 
 
-def test_the_camera_looks_at_the_target() -> None:
-    there = surface_of(trimesh.creation.icosphere(3, 0.1).apply_translation((0.3, 0.2, -0.1)))
-    for view in (Viewpoint(0, 0, 2), Viewpoint(120, 30, 2)):
-        alpha = render(prepare(there), view, size=65, samples=1, target=(0.3, 0.2, -0.1)).rgba[..., 3]
-        rows, columns = np.nonzero(alpha)
-        assert abs(rows.mean() - 32) < 0.3 and abs(columns.mean() - 32) < 0.3
-
-
 def test_views_together_are_the_views_alone(cube: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     views = ring(5, 20, 1.9)
     pictures = render_views(cube, views, size=24)
@@ -286,22 +278,6 @@ def test_a_glossy_ball_has_a_highlight_that_a_matte_one_lacks() -> None:
         shiny = Surface(**{**vars(ball), "materials": (Material((0.2, 0.2, 0.2, 1), roughness=roughness),)})
         peaks.append(render(prepare(shiny), Viewpoint(0, 0, 2), size=32, light=light).rgba[16, 16, 0])
     assert peaks[1] > peaks[0] + 10
-
-
-def test_occlusion_darkens_what_is_covered() -> None:
-    floor = trimesh.creation.box((1, 0.02, 1))
-    roof = trimesh.creation.box((0.5, 0.02, 0.5)).apply_translation((0, 0.25, 0))
-    prepared = prepare(surface_of(trimesh.util.concatenate([floor, roof])))
-    light = Lighting((0.8,) * 3, (0.8,) * 3)
-    grey = []
-    for rays in (0, 32):
-        picture = render(prepared, Viewpoint(0, 15, 2), size=96, light=light, occlusion_rays=rays, samples=1)
-        x = (np.arange(96) + 0.5 - 48) * 2 * math.tan(math.radians(49.134) / 2) / 96 * picture.depth
-        ground = (picture.normal[..., 1] > 0.99) & (np.arange(96)[:, None] > 52)
-        value = picture.rgba[..., 0].astype(float)
-        grey += [value[ground & (np.abs(x) < 0.1)].mean(), value[ground & (np.abs(x) > 0.45)].mean()]
-    assert grey[0] == grey[1] == pytest.approx(to_srgb(np.array(0.8)) * 255, abs=1)
-    assert grey[2] < grey[3] - 5 and grey[3] <= grey[1]
 
 
 def test_a_shadow_falls_straight_behind_its_object() -> None:

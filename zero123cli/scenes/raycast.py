@@ -26,7 +26,6 @@ CREASE_DEG = 40.0  # faces that meet at a smaller angle are shaded as one smooth
 OPAQUE = 0.5  # alpha below which a ray goes on
 PASSES = 4  # how many cut-out layers a ray goes through at most
 LIFT = 1e-4  # by which a ray starts off the surface that it leaves
-REACH = 0.4  # how far an occluder may be to darken the ambient light
 BATCH = 1 << 20  # rays of one embree call, which bounds the memory
 
 
@@ -271,12 +270,9 @@ def render(
     fov_deg: float = TRAINING_FOV_DEG,
     light: Lighting = SOFT,
     samples: int = 2,
-    target: Point = (0.0, 0.0, 0.0),
-    occlusion_rays: int = 0,
 ) -> Picture:
     """One view."""
-    options: Any = {"size": size, "fov_deg": fov_deg, "light": light, "samples": samples, "target": target}
-    return render_views(prepared, [viewpoint], **options, occlusion_rays=occlusion_rays)[0]
+    return render_views(prepared, [viewpoint], size=size, fov_deg=fov_deg, light=light, samples=samples)[0]
 
 
 def render_views(
@@ -287,21 +283,16 @@ def render_views(
     fov_deg: float = TRAINING_FOV_DEG,
     light: Lighting = SOFT,
     samples: int = 2,
-    target: Point = (0.0, 0.0, 0.0),
-    occlusion_rays: int = 0,
 ) -> list[Picture]:
-    """Views of `size` pixels a side, each the mean of `samples` x `samples` rays.
-
-    With `occlusion_rays` that many rays from each sample tell how much of the ambient light reaches it.
-    """
+    """Views of `size` pixels a side, each the mean of `samples` x `samples` rays."""
     side = size * samples
     share = max(1, BATCH // side**2)
     pictures: list[Picture] = []
     for begin in range(0, len(viewpoints), share):
         part = viewpoints[begin : begin + share]
-        origins, ways = cast_from(part, side, fov_deg, target)
+        origins, ways = cast_from(part, side, fov_deg)
         hits = trace(prepared, origins, ways)
-        colour, normal = shade(prepared, origins, ways, hits, light, occlusion_rays, pixel_width(side, fov_deg))
+        colour, normal = shade(prepared, origins, ways, hits, light, pixel_width(side, fov_deg))
         pictures += develop(hits, colour, normal, len(part), size, samples)
     return pictures
 
@@ -324,9 +315,9 @@ def pixel_width(side: int, fov_deg: float) -> float:
     return 2 * math.tan(math.radians(fov_deg) / 2) / side
 
 
-def camera_axes(viewpoint: Viewpoint, target: Point = (0.0, 0.0, 0.0)) -> np.ndarray:  # float64 (3, 3)
+def camera_axes(viewpoint: Viewpoint) -> np.ndarray:  # float64 (3, 3)
     """Rows: the picture's right, its up, and forward."""
-    forward = unit(np.subtract(target, viewpoint.position()))
+    forward = unit(-np.array(viewpoint.position()))
     right = np.cross(forward, (0.0, 1.0, 0.0))
     if length(right) < 1e-9:  # straight up or down: the limit of what the azimuth's other elevations have
         azimuth = math.radians(viewpoint.azimuth_deg)
@@ -336,10 +327,10 @@ def camera_axes(viewpoint: Viewpoint, target: Point = (0.0, 0.0, 0.0)) -> np.nda
 
 
 def cast_from(
-    viewpoints: Sequence[Viewpoint], side: int, fov_deg: float, target: Point = (0.0, 0.0, 0.0)
+    viewpoints: Sequence[Viewpoint], side: int, fov_deg: float
 ) -> tuple[np.ndarray, np.ndarray]:  # float32 (R, 3), both
     """A ray through the middle of each of `side` x `side` squares; lengths are 1 along the view axis."""
-    axes = np.stack([camera_axes(viewpoint, target) for viewpoint in viewpoints])
+    axes = np.stack([camera_axes(viewpoint) for viewpoint in viewpoints])
     offset = (np.arange(side) + 0.5 - side / 2) * pixel_width(side, fov_deg)
     plane = np.stack([*np.meshgrid(offset, -offset), np.ones((side, side))], -1).reshape(-1, 3)
     ways = (plane @ axes).astype(np.float32).reshape(-1, 3)
@@ -419,7 +410,6 @@ def shade(
     ways: np.ndarray,
     hits: Hits,
     light: Lighting,
-    occlusion_rays: int,
     width: float,
 ) -> tuple[np.ndarray, np.ndarray]:  # float32 (H, 3), both
     """The light that each hit sends to the camera, and its normal: Lambert on both sides, and Blinn-Phong."""
@@ -444,8 +434,6 @@ def shade(
     if prepared.metallic.any():
         back = way - 2 * (way * normal).sum(-1, keepdims=True) * normal
         colour = colour + albedo * metal * ambient(back[:, 1])
-    if occlusion_rays:
-        colour = colour * openness(prepared, place, normal, occlusion_rays)[:, None]
     for lamp in light.lamps:
         towards = np.array(lamp.direction, np.float32)
         lambert = np.maximum(normal @ towards, 0)
@@ -458,17 +446,6 @@ def shade(
         shine = (gloss * (power + 8) / 8 * half**power)[:, None] * mirror
         colour = colour + (matte + shine) * lambert[:, None] * np.array(lamp.colour, np.float32)
     return colour.astype(np.float32), normal
-
-
-def openness(prepared: Prepared, place: np.ndarray, normal: np.ndarray, count: int) -> np.ndarray:  # (H, 3) -> (H,)
-    """The share of `count` rays, drawn by the cosine, that meet nothing near."""
-    rng = np.random.default_rng(0)
-    free = np.zeros(len(place), np.float32)
-    for _ in range(count):
-        ball = unit(rng.standard_normal((len(place), 3), np.float32))
-        ways = unit(normal * np.float32(1.001) + ball)
-        free += prepared.scene.run(place, ways, dists=np.full(len(place), REACH, np.float32), query="OCCLUDED") < 0
-    return free / count
 
 
 def develop(

@@ -27,8 +27,8 @@ from torch import Tensor
 from ..artifacts import Cutout, Field, Views, to_json
 from ..cameras import Viewpoint
 from ..diffusion.guidance import Levels, Ways, draw_times, guide, levels_between
-from ..diffusion.viewmodel import Condition, Description, look_from
-from ..diffusion.volume import Volume, volume_grid
+from ..diffusion.viewmodel import Description, look_from
+from ..diffusion.volume import volume_grid
 from ..errors import DivergedError, OutOfMemoryError, is_out_of_memory
 from ..radiance import field as fields
 from ..radiance import losses
@@ -41,6 +41,7 @@ from ..schedules import stage_at, value_at
 from ..settings import LiftSettings
 from ..watch import Caution, Progress, Watch
 from .unfinished import Preview, State, resume, save
+from .views import recall
 
 SAVE_SECONDS = 30.0
 LOOK = 16  # steps between two looks at which cells are empty
@@ -157,7 +158,8 @@ class Bench:
         self.references, self.model, self.settings, self.seed = references, model, settings, seed
         self.device = model.device
         self.is_latent = settings.field == "voxels"
-        self.conditions = [condition_of(reference, model) for reference in references]
+        dtype = getattr(model, "dtype", torch.float32)
+        self.conditions = [recall(one.views, one.viewpoint, model.device, dtype) for one in references]
         self.white = white_of(model) if self.is_latent else torch.ones(3, device=self.device)
         self.ways = Ways(settings.scale, settings.weighting, settings.walk)
         self.scaled: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
@@ -205,21 +207,6 @@ class Bench:
         place = np.array(replace(pose, distance=1.0).position())
         near = [float(place @ replace(one.viewpoint, distance=1.0).position()) for one in self.references]
         return int(np.argmax(near))
-
-
-def condition_of(reference: Reference, model: Prior) -> Condition:
-    views = reference.views
-    dtype = getattr(model, "dtype", torch.float32)
-    volume = None
-    if len(views.colour):
-        parts = (views.occupancy, views.colour, views.elevation)
-        volume = Volume(*(torch.from_numpy(part).to(model.device) for part in parts))
-    return Condition(
-        torch.from_numpy(views.embedding).to(model.device, dtype),
-        torch.from_numpy(views.concat).to(model.device, dtype),
-        reference.viewpoint,
-        volume,
-    )
 
 
 @torch.no_grad()

@@ -50,10 +50,17 @@ def as_array(tensor: Tensor | None) -> np.ndarray:
     return np.zeros(0, np.float32) if tensor is None else tensor.float().cpu().numpy()
 
 
-def volume_of(views: Views, device: torch.device) -> Volume | None:
-    if not len(views.colour):
-        return None
-    return Volume(*(torch.from_numpy(getattr(views, name)).to(device) for name in VOLUME))
+def recall(views: Views, photo: Viewpoint, device: torch.device, dtype: torch.dtype) -> Condition:
+    """What the model made of the photo that this camera took."""
+    volume = None
+    if len(views.colour):
+        volume = Volume(*(torch.from_numpy(getattr(views, name)).to(device) for name in VOLUME))
+    return Condition(
+        torch.from_numpy(views.embedding).to(device, dtype),
+        torch.from_numpy(views.concat).to(device, dtype),
+        photo,
+        volume,
+    )
 
 
 def to_picture(cutout: Cutout, description: Description) -> Tensor:  # float32 (C, S, S) in [-1, 1]
@@ -70,12 +77,7 @@ def to_picture(cutout: Cutout, description: Description) -> Tensor:  # float32 (
 def sample_views(views: Views, asks: Sequence[Ask], model: ViewModel, watch: Watch) -> list[View]:
     """The pictures asked for, sampled side by side; they agree in how."""
     photo = Viewpoint(0.0, views.photo_elevation_deg, views.distance)
-    seen = Condition(
-        torch.from_numpy(views.embedding).to(model.device, model.dtype),
-        torch.from_numpy(views.concat).to(model.device, model.dtype),
-        photo,
-        volume_of(views, model.device),
-    )
+    seen = recall(views, photo, model.device, model.dtype)
     poses = [
         # Over the top only where the photo's elevation is a guess.
         Viewpoint(
