@@ -131,7 +131,7 @@ def test_what_is_required_and_not_met_is_82_and_leaves_the_file(reconstruct: Any
     reconstruct("disc.png", "-o", "x.glb", "--require", "watertight,textured")
 
 
-def test_an_existing_mesh_is_kept_unless_forced(reconstruct: Any) -> None:
+def test_an_existing_mesh_is_kept_unless_forced(reconstruct: Any, warm: None) -> None:
     Path("x.glb").write_bytes(b"mine")
     reconstruct("disc.png", "-o", "x.glb", code=73)
     assert Path("x.glb").read_bytes() == b"mine"
