@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -380,7 +381,11 @@ def go(dataset: Path, folder: Path, settings: TrainSettings = FAST, **more: Any)
     return train.train(volumes.VolumeTask(dataset, SMALL), settings, folder, CPU, 0, more.pop("watch", silent), **more)
 
 
-def test_a_continued_run_ends_with_the_same_bits(dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_continued_run_ends_with_the_same_bits(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "CPU", replace(CPU, dtype=dtype))
     whole = go(dataset, tmp_path / "whole")
     stops = iter([False, False, True])
     go(dataset, tmp_path / "parts", stopped=lambda: next(stops))

@@ -77,6 +77,16 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
+class Learner:
+    """What a run changes."""
+
+    model: nn.Module
+    averaged: dict[str, Tensor]  # what of the model's state learns, averaged over the steps
+    optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler  # of gradients in float16; does nothing otherwise
+
+
+@dataclass(frozen=True)
 class Step:
     """What the loop tells after each step."""
 
@@ -126,7 +136,9 @@ def train_together(
             model.load_state_dict(fixed, strict=False)
     averaged = {name: tensor.clone() for name, tensor in learning(model).items()}
     optimiser = torch.optim.AdamW(task.groups(model, settings.rate), betas=(0.9, 0.99), weight_decay=settings.decay)
-    begun = resume(folder, settings, seed, model, averaged, optimiser, watch)
+    scaler = torch.amp.GradScaler(device.type, enabled=backend.dtype == "float16")
+    learner = Learner(model, averaged, optimiser, scaler)
+    begun = resume(folder, settings, seed, learner, watch)
     if not peers.rank:
         go_back(folder, begun)
     if settings.compile:
@@ -134,7 +146,7 @@ def train_together(
     ends = time.monotonic() + settings.minutes * 60 if settings.minutes else float("inf")
     saved = told = time.monotonic()
     history: list[dict[str, Any]] = []
-    for step in run(task, settings, model, averaged, optimiser, backend, seed, begun, peers):
+    for step in run(task, settings, learner, backend, seed, begun, peers):
         number = step.number
         if step.terms:
             history.append({"step": number, "seconds": step.seconds, **step.terms})
@@ -145,10 +157,10 @@ def train_together(
                 break
             continue
         if over or time.monotonic() - told > settings.look_minutes * 60:
-            look(task, folder, model, averaged, history, seed, settings, number)
+            look(task, folder, learner, history, seed, settings, number)
             told = time.monotonic()
         if over or time.monotonic() - saved > settings.save_minutes * 60:
-            save(folder, settings, seed, model, averaged, optimiser, number)
+            save(folder, settings, seed, learner, number)
             saved = time.monotonic()
         if over:
             break
@@ -163,9 +175,7 @@ def train_together(
 def run(
     task: Task,
     settings: TrainSettings,
-    model: nn.Module,
-    averaged: dict[str, Tensor],
-    optimiser: torch.optim.Optimizer,
+    learner: Learner,
     backend: Backend,
     seed: int,
     begun: int,
@@ -179,9 +189,9 @@ def run(
             where="train.batch",
             remedy="let each process have as many whole shares, and each share as many pictures",
         )
+    model, optimiser, scaler = learner.model, learner.optimiser, learner.scaler
     device = torch.device(backend.device)
     half = backend.dtype != "float32"
-    scaler = torch.amp.GradScaler(device.type, enabled=backend.dtype == "float16")
     skipped = 0
     for number in range(begun + 1, settings.steps + 1):
         started = time.monotonic()
@@ -220,7 +230,7 @@ def run(
         skipped = 0
         scaler.step(optimiser)
         scaler.update()
-        average(model, averaged, number, settings.average)
+        average(model, learner.averaged, number, settings.average)
         yield Step(number, {name: float(term) for name, term in sums.items()}, time.monotonic() - started)
 
 
@@ -308,8 +318,7 @@ def ask_first(peers: Peers, device: torch.device, answer: bool) -> bool:
 def look(
     task: Task,
     folder: Path,
-    model: nn.Module,
-    averaged: dict[str, Tensor],
+    learner: Learner,
     history: list[dict[str, Any]],
     seed: int,
     settings: TrainSettings,
@@ -322,11 +331,12 @@ def look(
     with open(folder / "log.jsonl", "a") as log:
         log.write(lines)
     history.clear()
+    model = learner.model
     batch = task.draw(np.random.default_rng([seed, 0]), settings.judged, held_back=True)
     device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     own = {name: tensor.clone() for name, tensor in learning(model).items()}
-    model.load_state_dict(averaged, strict=False)
+    model.load_state_dict(learner.averaged, strict=False)
     model.eval()
     try:
         with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
@@ -384,21 +394,13 @@ def draw_curve(log: Path, width: int = 800, height: int = 400) -> np.ndarray:  #
 # Checkpoints ----------------------------------------------------------------------------------------------------------
 
 
-def save(
-    folder: Path,
-    settings: TrainSettings,
-    seed: int,
-    model: nn.Module,
-    averaged: dict[str, Tensor],
-    optimiser: torch.optim.Optimizer,
-    number: int,
-) -> Path:
+def save(folder: Path, settings: TrainSettings, seed: int, learner: Learner, number: int) -> Path:
     """A checkpoint from which the run goes on exactly."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= {f"averaged.{name}": tensor for name, tensor in averaged.items()}
-    for index, state in optimiser.state_dict()["state"].items():
+    tensors = {f"model.{name}": tensor for name, tensor in learner.model.state_dict().items()}
+    tensors |= {f"averaged.{name}": tensor for name, tensor in learner.averaged.items()}
+    for index, state in learner.optimiser.state_dict()["state"].items():
         tensors |= {f"adam.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
-    head = with_head({"step": number, "identity": identity(settings, seed)})
+    head = with_head({"step": number, "identity": identity(settings, seed), "scaler": learner.scaler.state_dict()})
     path = folder / f"checkpoint-{number:08d}.safetensors"
     whole = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, head)
     durable.write_file(path, whole, overwrite=True)
@@ -449,15 +451,7 @@ def begin(model: nn.Module, path: Path) -> None:
         ) from error
 
 
-def resume(
-    folder: Path,
-    settings: TrainSettings,
-    seed: int,
-    model: nn.Module,
-    averaged: dict[str, Tensor],
-    optimiser: torch.optim.Optimizer,
-    watch: Watch,
-) -> int:
+def resume(folder: Path, settings: TrainSettings, seed: int, learner: Learner, watch: Watch) -> int:
     """Loads the newest whole checkpoint; the number of its step, 0 without one."""
     for path in reversed(checkpoints(folder)):
         try:
@@ -473,17 +467,20 @@ def resume(
                 where=str(path),
                 remedy="train into another folder, or with the settings it was begun with",
             )
-        device = next(model.parameters()).device
+        device = next(learner.model.parameters()).device
         own = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-        model.load_state_dict(own)
-        for name, tensor in averaged.items():
+        learner.model.load_state_dict(own)
+        for name, tensor in learner.averaged.items():
             tensor.copy_(tensors[f"averaged.{name}"])
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith("adam."):
                 _, index, kind = name.split(".")
                 state.setdefault(int(index), {})[kind] = tensor if kind == "step" else tensor.to(device)
-        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+        groups = learner.optimiser.state_dict()["param_groups"]
+        learner.optimiser.load_state_dict({"state": state, "param_groups": groups})
+        if learner.scaler.is_enabled() and head.get("scaler"):
+            learner.scaler.load_state_dict(head["scaler"])
         watch(Caution("resumed", f"goes on from step {number} of {path.name}"))
         return number
     return 0
