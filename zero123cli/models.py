@@ -126,7 +126,7 @@ Known = EmbeddedWeights | Published
 POCKET = EmbeddedWeights(
     "pocket",
     "pocket.safetensors",
-    "ccbae6a295d46403f0fd7913f054538e4a83bd176a37a92817304d325905cfee",
+    "b94460e67c197081e73c2e6974c70671b6a4b5279d820ed3efa4467001723d6b",
     "view",
     "came with zero123, and is what it uses unless told otherwise",
 )
