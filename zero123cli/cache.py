@@ -306,11 +306,11 @@ def drop_old_drafts(root: Path, age: float = DRAFT_AGE) -> int:
 
 
 def drop_old(places: Iterable[Path], age: float) -> int:
-    """Removes files and folders in which nothing has been written for so long; how many."""
+    """Removes folders in which no file has been put for so long; how many."""
     dropped = 0
     for place in places:
         with contextlib.suppress(OSError):
-            if time.time() - max(path.lstat().st_mtime for path in (place, *listing(place))) > age:
+            if time.time() - place.lstat().st_mtime > age:
                 discard(place)
                 dropped += 1
     return dropped
