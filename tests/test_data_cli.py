@@ -126,4 +126,7 @@ def test_wrong_calls_are_named(folder: Path) -> None:
     assert "no view sets" in zero123("data", "pack", folder / "nowhere", "-o", folder / "p.safetensors", code=66).stderr
     run = zero123("train", "train-pocket-volume", "--data", folder / "nowhere", "-o", folder / "y", code=66)
     assert "no such dataset" in run.stderr
+    built = ("train", "train-cutter", "--data", folder, "-o", folder / "y")
+    assert "builds on nothing" in zero123(*built, "--base", "weights.safetensors", code=2).stderr
+    assert "builds on nothing" in zero123(*built, "--set", "train.base=x", code=2).stderr
     assert "did you mean" in zero123("train", "train-pocket-volum", "--data", folder, "-o", folder / "y", code=2).stderr

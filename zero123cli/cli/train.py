@@ -42,7 +42,8 @@ def train(
     The same command again goes on from the newest checkpoint, to the same bits on a CPU as a run without a break.
     """
     from .. import machine
-    from ..errors import MissingInputError, SettingsError
+    from ..errors import MissingInputError
+    from ..settings import blame
     from .session import read_settings
 
     peers = machine.peers()
@@ -50,10 +51,11 @@ def train(
         screen.hush()
     texts = {"train.base": base and str(base), "train.init": init and str(init), "train.licence": licence}
     knobs = {"seed": seed, **texts, "train.minutes": minutes, "train.steps": steps, "train.batch": batch}
-    settings = read_settings(preset, set_, knobs).settings
+    loaded = read_settings(preset, set_, knobs)
+    settings = loaded.settings
     if settings.train.base and settings.train.task not in BASED:
         remedy = "leave it out; --init names weights to start from"
-        raise SettingsError("this task builds on nothing", where="train.base", remedy=remedy)
+        raise blame(loaded.origins["train.base"])("this task builds on nothing", where="train.base", remedy=remedy)
     if not data.exists():
         raise MissingInputError("there is no such dataset", where=str(data), remedy="run `zero123 data render` first")
     backend = machine.pick(device, dtype.value)
