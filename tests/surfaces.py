@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import trimesh
 
+from zero123cli.scenes.raycast import Lighting
 from zero123cli.scenes.surface import Material, Surface
+
+EVEN = Lighting((1, 1, 1), (1, 1, 1))  # colours as they are
 
 
 def surface_of(mesh: trimesh.Trimesh, colour: tuple[float, float, float, float] = (1, 1, 1, 1)) -> Surface:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import trimesh
-from surfaces import plain, quad, surface_of, together
+from surfaces import EVEN, plain, quad, surface_of, together
 
 from zero123cli.cameras import Viewpoint
 from zero123cli.scenes.looks import retexture
-from zero123cli.scenes.raycast import Lighting, prepare, render
+from zero123cli.scenes.raycast import prepare, render
 from zero123cli.scenes.surface import normalise
-
-EVEN = Lighting((1, 1, 1), (1, 1, 1))  # colours as they are
 
 
 def test_retexturing_keeps_the_shape_and_is_repeatable() -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import trimesh
-from surfaces import plain, quad, surface_of, together
+from surfaces import EVEN, plain, quad, surface_of, together
 
 from zero123cli.cameras import Viewpoint, ring
 from zero123cli.errors import UnavailableError
@@ -29,9 +29,6 @@ from zero123cli.scenes.raycast import (
     silhouette,
 )
 from zero123cli.scenes.surface import Material, Surface, to_linear, to_srgb
-
-EVEN = Lighting((1, 1, 1), (1, 1, 1))  # colours as they are
-
 
 SIX = {"right": (255, 0, 0), "left": (0, 255, 0), "top": (0, 0, 255), "bottom": (255, 255, 0), "front": (255, 0, 255),
        "back": (0, 255, 255)}  # fmt: skip

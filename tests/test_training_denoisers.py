@@ -565,11 +565,15 @@ def test_a_continued_run_ends_with_the_same_bits(
     assert go("parts") == whole
 
 
+def ship(task: DenoiserTask, folder: Path) -> Path:
+    """What a short run of it exports."""
+    checkpoint = train.train(task, FAST, folder / "first", small.CPU, 0, silent)
+    return train.export(checkpoint, folder / "pocket.safetensors", task.facts())
+
+
 def test_a_run_starts_from_exported_weights(dataset: Path, volume_file: Path, narrow: None, tmp_path: Path) -> None:
     task = pocket(dataset, volume_file)
-    shipped = train.export(
-        train.train(task, FAST, tmp_path / "first", small.CPU, 0, silent), tmp_path / "pocket.safetensors", task.facts()
-    )
+    shipped = ship(task, tmp_path)
     settings = replace(FAST, task="pocket-views", init=str(shipped), rate=0.0, decay=0.0, average=0.5)
     later = DenoiserTask(dataset, RECIPES["pocket-views"], settings)
     assert later.description == task.description
@@ -584,9 +588,7 @@ def test_what_a_run_builds_on_stays_whatever_it_starts_from(
     dataset: Path, volume_file: Path, narrow: None, tmp_path: Path
 ) -> None:
     task = pocket(dataset, volume_file)
-    shipped = train.export(
-        train.train(task, FAST, tmp_path / "run", small.CPU, 0, silent), tmp_path / "pocket.safetensors", task.facts()
-    )
+    shipped = ship(task, tmp_path)
     other = tmp_path / "volume.safetensors"
     raw = volume_file.read_bytes()
     save_file({name: tensor * 2 for name, tensor in load_file(volume_file).items()}, other, with_head(read_head(raw)))
@@ -606,9 +608,7 @@ def test_a_volume_is_learnt_on_from_the_one_of_a_whole_model(
     dataset: Path, volume_file: Path, narrow: None, tmp_path: Path
 ) -> None:
     task = pocket(dataset, volume_file)
-    shipped = train.export(
-        train.train(task, FAST, tmp_path / "run", small.CPU, 0, silent), tmp_path / "pocket.safetensors", task.facts()
-    )
+    shipped = ship(task, tmp_path)
     net = VolumeNet(NET)
     train.begin(net, shipped)
     of_it = load_file(volume_file)

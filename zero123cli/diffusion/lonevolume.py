@@ -95,12 +95,16 @@ def load(file: TensorFile, backend: Backend) -> LoneVolume:
         model = LoneVolume(description, str(head.get("licence", "")))
         weights = {name: file.read(name).to(getattr(torch, backend.dtype)) for name in slots}
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        remedy = "export it again with this version"
-        raise WeightsError(f"it is no volume net of ours ({error})", where=str(file.path), remedy=remedy) from error
+        raise refusal(file, error) from error
     assert model.volume is not None
     model.volume.load_state_dict(weights, assign=True)
     ready: LoneVolume = model.to(backend.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return ready.eval().requires_grad_(False)
+
+
+def refusal(file: TensorFile, error: Exception) -> WeightsError:
+    remedy = "export it again with this version"
+    return WeightsError(f"it is no volume net of ours ({error})", where=str(file.path), remedy=remedy)
 
 
 def inspect(file: TensorFile) -> dict[str, Any]:
@@ -109,8 +113,7 @@ def inspect(file: TensorFile) -> dict[str, Any]:
     try:
         size, precision = told["description"]["size"], next(iter(file.infos.values())).dtype
     except (KeyError, TypeError) as error:
-        remedy = "export it again with this version"
-        raise WeightsError("it is no volume net of ours", where=str(file.path), remedy=remedy) from error
+        raise refusal(file, error) from error
     return {
         "path": str(file.path),
         "kind": KIND,

@@ -130,10 +130,10 @@ def train_together(
     torch.manual_seed(seed)
     model = task.build().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
     if settings.init:
-        fixed = {name: tensor.clone() for name, tensor in model.state_dict().items() if name not in learning(model)}
+        learnt = learning(model) if settings.base else model.state_dict()
+        fixed = {name: tensor.clone() for name, tensor in model.state_dict().items() if name not in learnt}
         begin(model, Path(settings.init))
-        if settings.base:  # what the task builds on stays
-            model.load_state_dict(fixed, strict=False)
+        model.load_state_dict(fixed, strict=False)  # what the task builds on stays
     averaged = {name: tensor.clone() for name, tensor in learning(model).items()}
     optimiser = torch.optim.AdamW(task.groups(model, settings.rate), betas=(0.9, 0.99), weight_decay=settings.decay)
     scaler = torch.amp.GradScaler(device.type, enabled=backend.dtype == "float16")
