@@ -621,6 +621,31 @@ def test_many_processes_making_the_same_entry_all_succeed(tmp_path: Path, locks:
     assert made == rounds if locks == "alive" else made >= rounds
 
 
+def test_an_entry_that_appears_while_it_is_looked_for_is_not_taken_for_a_damaged_one(
+    cache: c.Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = c.read_entry
+    folder = entry_of(cache, take(cache))
+    shutil.move(folder, cache_beside := folder.with_suffix(".aside"))
+    folder.mkdir()
+
+    def appear(place: Path, key: str) -> Any:
+        """Looks at what another process has half taken away; by the next look it has put the whole there."""
+        monkeypatch.setattr(c, "read_entry", real)
+        try:
+            return real(place, key)
+        finally:
+            folder.rmdir()
+            shutil.move(cache_beside, folder)
+
+    monkeypatch.setattr(c, "read_entry", appear)
+    listener = Listener()
+    kept = take(cache, watch=listener)
+    assert kept.hit
+    assert listener.codes == []
+    assert cache.root and not c.listing(cache.root / "quarantine")
+
+
 @posix
 def test_waiters_go_on_at_once_when_the_holder_is_killed(cache: c.Cache) -> None:
     ready, wait = os.pipe()

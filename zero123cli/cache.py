@@ -91,11 +91,11 @@ def step(
     if cache.root is None:
         artifact, cautions = run(make, watch)
         return Kept(artifact, key, False, time.monotonic() - started, cautions, peak_memory())
-    if not cache.refresh and (found := read(cache.root, stage, key, watch)):
+    if not cache.refresh and (found := read_beside_others(cache.root, stage, key)):
         return hit(found, key, started, watch)
     with lock(cache, key, stage.name, watch):
         # Whoever held the lock before us may have made it.
-        if not cache.refresh and (found := read(cache.root, stage, key, watch)):
+        if not cache.refresh and (found := read_alone(cache.root, stage, key, watch)):
             return hit(found, key, started, watch)
         artifact, cautions = run(make, watch)
         keep(cache, stage, key, artifact, cautions, watch)
@@ -108,7 +108,7 @@ def recall(cache: Cache, stage: Stage[A], key: str, watch: Watch) -> Kept[A]:
     """What is kept under a key, whatever it was made of."""
     started = time.monotonic()
     is_key = re.fullmatch(r"[0-9a-f]{64}", key)  # nothing else may become a path
-    found = read(cache.root, stage, key, watch) if cache.root is not None and is_key else None
+    found = read_beside_others(cache.root, stage, key) if cache.root is not None and is_key else None
     if found is None:
         remedy = "run zero123 reconstruct on the photo again"
         raise MissingInputError(
@@ -174,24 +174,35 @@ def entry_folder(root: Path, key: str) -> Path:
     return root / "entries" / key[:2] / key
 
 
-def read(root: Path, stage: Stage[A], key: str, watch: Watch) -> tuple[A, tuple[Caution, ...]] | None:
-    """The kept artifact and its warnings, or None: not there, or there and damaged, which is put aside with a note."""
+def read(root: Path, stage: Stage[A], key: str) -> tuple[A, tuple[Caution, ...]] | None:
+    """The kept artifact and its warnings; None if none is kept, or another program's; one of DAMAGE if it is damaged."""
     folder = entry_folder(root, key)
+    if not os.path.lexists(folder):
+        return None
+    manifest, files = read_entry(folder, key)
+    if (manifest["stage"], manifest["version"]) != (stage.name, stage.version):
+        return None
+    artifact = unpack(stage.makes, files)
+    with contextlib.suppress(OSError):
+        os.utime(folder / MANIFEST)  # `prune` drops what was not used for longest
+    return artifact, tuple(Caution(**caution) for caution in manifest["cautions"])
+
+
+def read_beside_others(root: Path, stage: Stage[A], key: str) -> tuple[A, tuple[Caution, ...]] | None:
+    """Without the key's lock: what looks damaged may be an entry that is just being replaced, and is none for now."""
     try:
-        manifest, files = read_entry(folder, key)
-        if (manifest["stage"], manifest["version"]) != (stage.name, stage.version):
-            return None  # sound, and another program's
-        artifact = unpack(stage.makes, files)
-    except FileNotFoundError:
-        if not os.path.lexists(folder):
-            return None
-        reason = "a file is missing"
+        return read(root, stage, key)
+    except DAMAGE:
+        return None
+
+
+def read_alone(root: Path, stage: Stage[A], key: str, watch: Watch) -> tuple[A, tuple[Caution, ...]] | None:
+    """Under the key's lock: what is damaged is told and put aside, for it is about to be made anew."""
+    try:
+        return read(root, stage, key)
     except DAMAGE as error:
-        reason = str(error)
-    else:
-        with contextlib.suppress(OSError):
-            os.utime(folder / MANIFEST)  # `prune` drops what was not used for longest
-        return artifact, tuple(Caution(**caution) for caution in manifest["cautions"])
+        reason = "a file is missing" if isinstance(error, FileNotFoundError) else str(error)
+    folder = entry_folder(root, key)
     if os.path.lexists(folder):  # else another process took it away meanwhile: a plain miss
         watch(Caution("cache-damaged", f"a damaged cache entry ({key[:12]}: {reason}) is made anew"))
         quarantine(root, folder)
