@@ -222,7 +222,7 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int
 # `zero123 reconstruct` with a model that knows nothing and is quick about it ------------------------------------------
 
 SMALL = (
-    "--model small.safetensors --device cpu --dtype float32 --steps 8 --faces 600 --texture-size 64 --resolution 128"
+    "--model small.safetensors --device cpu --dtype float32 --steps 8 --faces 600 --texture-size 64 --resolution 64"
     " --set lift.size=16 --set lift.photo_size=24 --set lift.fineness=48 --set lift.cells=16 --set lift.walk=1"
     " --set lift.batch=1 --set lift.guidance=0.001 --set lift.start=blob"
 )

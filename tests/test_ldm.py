@@ -225,11 +225,11 @@ def kind_of(name: str) -> tuple[str, ...]:
 
 
 def needed(state: Mapping[str, Tensor], ema: bool) -> list[str]:
-    """The first name of each kind, and forty more."""
+    """The first name of each kind, and ten more."""
     other = ldm.UNET if ema else ldm.EMA
     names = [name for name in state if name not in small.leftovers() and not name.startswith(other)]
     first = {kind_of(name): name for name in reversed(names) if not name.startswith(ldm.EMA)}
-    return list(dict.fromkeys([*first.values(), *random.Random(3).sample(names, 40)]))
+    return list(dict.fromkeys([*first.values(), *random.Random(3).sample(names, 10)]))
 
 
 def refusal(file: Path, state: Mapping[str, Tensor], ema: bool) -> WeightsError:

@@ -110,7 +110,7 @@ def test_a_mesh_keeps_to_the_photos_outline(ball: Oracle, learnt: Kept) -> None:
     side = len(part)
     part[:, 5 * side // 8 :, 3] = 0
     cut = replace(whole, cutout=replace(whole.cutout, rgba=part))
-    how = MeshSettings(resolution=128, faces=2000, texture="none", smoothing=0)
+    how = MeshSettings(resolution=64, faces=2000, texture="none", smoothing=0)
     right = []
     for one in (whole, cut):
         mesh = make_mesh(learnt, [one], how, ROUND, silent)
@@ -130,7 +130,7 @@ def test_a_mesh_reaches_to_the_photos_outline(ball: Oracle, learnt: Kept) -> Non
     mask = np.hypot(row, column) < radius
     rgba[..., 3] = mask * 255
     large = replace(whole, cutout=replace(whole.cutout, rgba=rgba))
-    mesh = make_mesh(learnt, [large], MeshSettings(resolution=128, faces=2000, texture="none"), ROUND, silent)
+    mesh = make_mesh(learnt, [large], MeshSettings(resolution=64, faces=2000, texture="none"), ROUND, silent)
     shot = shot_of(rgba, 0.0, whole.views.photo_elevation_deg, ROUND.distance, ROUND.fov_deg)
     covered = look_at(shot, mesh.vertices, mesh.faces, side).face >= 0
     assert (mask & covered).sum() / (mask | covered).sum() > 0.99

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 from test_meshing_isosurface import LEVEL, Field, solid
@@ -14,6 +16,8 @@ from zero123cli.meshing.thin import measure_widths, round_thin
 
 SOFT = 1.2 / 128
 THICK = 0.03  # the stick's radius
+
+first_look = functools.cache(look_over)
 
 
 def ball(points: np.ndarray) -> np.ndarray:
@@ -41,20 +45,20 @@ def crumbled(points: np.ndarray) -> np.ndarray:
 def picture_of(field: Field, level: float) -> Shot:
     """A photo of what of a field is denser than the level."""
     shot = Shot(np.zeros((200, 200, 4), np.uint8), Viewpoint(20, 10), half=0.4)
-    seen = march(look_over(field), shot, 200).top > level
+    seen = march(first_look(field), shot, 200).top > level
     rgba = np.zeros((200, 200, 4), np.uint8)
     rgba[seen, 3] = 255
     return Shot(rgba, shot.viewpoint, half=shot.half)
 
 
 def surface(field: Field, shot: Shot) -> tuple[np.ndarray, np.ndarray]:
-    return extract(*round_thin(field, look_over(field), shot, LEVEL, SOFT), LEVEL, 128)
+    return extract(*round_thin(field, first_look(field), shot, LEVEL, SOFT), LEVEL, 128)
 
 
 @pytest.mark.parametrize("field", [faint, crumbled, ball], ids=["faint", "crumbled", "unknown"])
 def test_what_the_photo_shows_of_a_stick_is_a_rod_on_the_ball(field: Field) -> None:
     shot = picture_of(faint, LEVEL / 12)
-    assert extract(field, look_over(field), LEVEL, 128)[0][:, 1].max() < 0.22 or field is crumbled
+    assert extract(field, first_look(field), LEVEL, 128)[0][:, 1].max() < 0.22 or field is crumbled
     vertices, faces = surface(field, shot)
     assert vertices[:, 1].max() > 0.45
     assert label_components(faces, len(vertices)).max() == 0, "in one piece"
@@ -68,8 +72,8 @@ def test_what_the_photo_shows_of_a_stick_is_a_rod_on_the_ball(field: Field) -> N
 
 
 def test_the_coarse_look_misses_nothing_of_the_field() -> None:
-    field, volume = round_thin(faint, look_over(faint), picture_of(faint, LEVEL / 12), LEVEL, SOFT)
-    assert (volume.values >= look_over(field).values * 0.999).all()
+    field, volume = round_thin(faint, first_look(faint), picture_of(faint, LEVEL / 12), LEVEL, SOFT)
+    assert (volume.values >= first_look(field).values * 0.999).all()
 
 
 @pytest.mark.parametrize("slant", [0.0, 0.5])
@@ -87,7 +91,7 @@ def test_a_hair_is_whole(slant: float) -> None:
     beside = np.abs((columns - 100) / 200 * 0.8 * 2 - slant * height) < 0.009
     shot.rgba[beside & (height > 0) & (height < 0.45), 3] = 255
     seen = Shot(shot.rgba, Viewpoint(0, 0), half=0.4)
-    vertices, faces = extract(*round_thin(hair, look_over(hair), seen, LEVEL, SOFT / 2), LEVEL, 256)
+    vertices, faces = extract(*round_thin(hair, first_look(hair), seen, LEVEL, SOFT / 2), LEVEL, 256)
     labels = label_components(faces, len(vertices))
     largest = np.bincount(labels).argmax()
     assert vertices[faces[labels == largest]].reshape(-1, 3)[:, 1].max() > 0.38
@@ -104,7 +108,7 @@ def test_what_is_as_thick_as_it_is_wide_stays_as_it_is() -> None:
     def sound(points: np.ndarray) -> np.ndarray:
         return np.maximum(ball(points), stick(points, 4 * LEVEL))
 
-    plain, _ = extract(sound, look_over(sound), LEVEL, 128)
+    plain, _ = extract(sound, first_look(sound), LEVEL, 128)
     vertices, _ = surface(sound, picture_of(sound, LEVEL))
     above, before = (places[places[:, 1] > 0.25] for places in (vertices, plain))
     for axis in (0, 2):
@@ -124,13 +128,13 @@ def test_what_is_flat_stays_flat(half_width: float) -> None:
     shot = Shot(picture_of(flat, LEVEL).rgba * 0, Viewpoint(0, 0), half=0.4)
     height, across = np.indices((200, 200)) / 200 * 1.6 - 0.8
     shot.rgba[(np.abs(across) < half_width + 0.008) & (np.abs(height) < 0.358), 3] = 255  # and shown a pixel wider
-    plain = extract(flat, look_over(flat), LEVEL, 128)[0]
+    plain = extract(flat, first_look(flat), LEVEL, 128)[0]
     assert np.ptp(surface(flat, shot)[0][:, 2]) < np.ptp(plain[:, 2]) + 0.01
 
 
 def test_an_empty_mask_changes_nothing() -> None:
     nothing = Shot(np.zeros((64, 64, 4), np.uint8), Viewpoint(0, 0))
-    volume = look_over(ball)
+    volume = first_look(ball)
     assert round_thin(ball, volume, nothing, LEVEL, SOFT) == (ball, volume)
 
 

@@ -167,7 +167,7 @@ class LiftSettings:
 
 @dataclass(frozen=True)
 class MeshSettings:
-    resolution: Literal[128, 256, 512] = knob(256, "cells a side in which the surface is looked for")
+    resolution: Literal[64, 128, 256, 512] = knob(256, "cells a side in which the surface is looked for")
     level: float = knob(0.0, "density at the surface; 0: chosen by the photo's mask", low=0, high=1e6)
     faces: int = knob(10_000, "faces at most; 0 for all", low=0, high=10_000_000)
     keep_components: bool = knob(False, "keep pieces under a hundredth of the largest")

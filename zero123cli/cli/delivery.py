@@ -41,7 +41,7 @@ class ShapeFlags:
     """What a call says of the mesh; None: nothing."""
 
     resolution: Annotated[
-        int | None, typer.Option(help="128, 256 or 512 cells a side (256).", rich_help_panel=SHAPE)
+        int | None, typer.Option(help="64, 128, 256 or 512 cells a side (256).", rich_help_panel=SHAPE)
     ] = None
     level: Annotated[
         float | None, typer.Option(help="Density at the surface; 0: chosen (0).", rich_help_panel=SHAPE)

@@ -190,11 +190,12 @@ def inspect(
 ) -> None:
     """Say what is inside weights, without loading them: family, sizes, parameters, precision, digest, licence."""
     from .. import pipeline
-    from ..diffusion.checkpoints import inspect as look_inside
     from ..models import KNOWN
     from .session import open_cache
 
-    path = pipeline.locate_model(file)
+    path = pipeline.locate_model(file)  # a wrong name is told before torch is there
+    from ..diffusion.checkpoints import inspect as look_inside
+
     facts = look_inside(path)
     facts["digest"] = pipeline.model_digest(open_cache(cache_dir, no_cache=no_cache, shared=shared_cache), path)
     known = KNOWN.get(file) or next((known for known in KNOWN.values() if known.sha256 == facts["digest"]), None)

@@ -166,9 +166,14 @@ def find_plateau(levels: np.ndarray, score: np.ndarray) -> tuple[int, float, flo
 
 def crop(values: np.ndarray, level: float) -> np.ndarray:
     """The box of what is above `level`."""
-    solid = values > level
+    low, high = box_of(values > level)
+    return values[tuple(slice(first + 1, last) for first, last in zip(low, high, strict=True))]
+
+
+def box_of(solid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # bool (N, N, N) -> int (3,), int (3,)
+    """The lattice points between which it lies, none of them in it; of nothing a box without an inside."""
     spans = [np.flatnonzero(solid.any(tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    return values[tuple(slice(span[0], span[-1] + 1) if len(span) else slice(0) for span in spans)]
+    return np.array([[span[0] - 1, span[-1] + 1] if len(span) else [0, 0] for span in spans]).T
 
 
 @dataclass(frozen=True)
@@ -188,7 +193,7 @@ class Look:
 
 def march(volume: Volume, shot: Shot, side: int = LOOK_SIDE) -> Look:
     top, clear = np.zeros((side, side), np.float32), np.ones((side, side), np.float32)
-    densities, weights = [], []
+    densities, weights = [np.zeros(0, np.float32)], [np.zeros(0, np.float32)]
     for _, lengths, values in slices(volume, shot, side):
         np.maximum(top, values, out=top)
         passed = (clear * np.exp(-values * lengths)).astype(np.float32)
@@ -208,10 +213,17 @@ def slices(volume: Volume, shot: Shot, side: int) -> Iterator[tuple[float, np.nd
     step = 2 * volume.reach / volume.cells
     lengths = step * np.linalg.norm(ways, axis=-1)
     depths = shot.viewpoint.distance + np.arange(-span, span, step)
-    for depth in depths[depths > 0]:
-        lattice = (origin + ways * depth + volume.reach) / step
-        places = np.moveaxis(lattice, -1, 0)
-        yield depth, lengths, map_coordinates(volume.values, places, order=1, cval=0.0, prefilter=False)
+    # Most rays miss what there is for most of their way.
+    low, high = (place(end, volume.cells, volume.reach) for end in box_of(volume.values > FAINT**2 / span))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ends = np.sort(np.stack([low - origin, high - origin])[:, None, None] / ways, 0)
+    enters, leaves = ends[0].max(-1), ends[1].min(-1)
+    for depth in depths[(depths > max(0, enters.min())) & (depths < leaves.max())]:
+        met = (enters < depth) & (depth < leaves)
+        lattice = (origin + ways[met] * depth + volume.reach) / step
+        values = np.zeros((side, side), np.float32)
+        values[met] = map_coordinates(volume.values, lattice.T, order=1, cval=0.0, prefilter=False)
+        yield depth, lengths, values
 
 
 def overlap(one: np.ndarray, other: np.ndarray) -> float:
@@ -343,13 +355,14 @@ def close_sides(values: np.ndarray, first: bool = True, last: bool = True) -> np
 
 def find_passed(solid: np.ndarray) -> np.ndarray:  # bool (N + 1, ...) -> bool (N, N, N)
     """The cells with corners of both kinds, and their neighbours."""
-    from scipy.ndimage import binary_dilation
+    from scipy.ndimage import maximum_filter
 
     some, all_ = solid, solid
     for axis in range(3):
         low, high = (np.moveaxis(values, axis, 0) for values in (some, all_))
         some, all_ = np.moveaxis(low[1:] | low[:-1], 0, axis), np.moveaxis(high[1:] & high[:-1], 0, axis)
-    return binary_dilation(some & ~all_, np.ones((3, 3, 3), bool))
+    passed: np.ndarray = maximum_filter(some & ~all_, 3, mode="constant")
+    return passed
 
 
 def around(cells: np.ndarray) -> np.ndarray:  # bool (b + 2, R, R) -> bool (b + 1, R + 1, R + 1)

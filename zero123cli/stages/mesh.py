@@ -12,7 +12,7 @@ import numpy as np
 
 from ..artifacts import Field
 from ..meshing.cleanup import clean
-from ..meshing.isosurface import choose_level, extract, fill_inside, look_over
+from ..meshing.isosurface import COARSE, choose_level, extract, fill_inside, look_over
 from ..meshing.mesh import Made
 from ..meshing.shot import outline, shot_of
 from ..meshing.silhouette import fit_outline
@@ -48,7 +48,7 @@ def make_mesh(
         return as_colours(colour_at(known, points))
 
     watch(Progress("mesh", 0, PARTS, "looking for the surface"))
-    volume = look_over(density, reach=known.description.bound)
+    volume = look_over(density, reach=known.description.bound, cells=min(COARSE, settings.resolution))
     chosen = choose_level(volume, shots)
     level = settings.level or chosen.value
     watch(Progress("mesh", 1, PARTS, f"level {level:.3g}"))
