@@ -40,10 +40,12 @@ STRAY = [
     "COLUMNS",
     "LINES",
     "TERM",
+    "PYTHONDONTWRITEBYTECODE",  # every start would compile the program anew
 ]
 TIME_OUT = 60.0  # s; a run that takes longer hangs
 
 Finished = subprocess.CompletedProcess[str]
+Fixtures = tuple[pytest.MonkeyPatch, pytest.CaptureFixture[str]]
 
 
 @pytest.fixture(autouse=True)
@@ -217,6 +219,45 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int
 
     monkeypatch.chdir(tmp_path)
     return call
+
+
+class Here(Program):
+    """The same in this process, for what needs none of its own: no streams, signals, limits or imports are at stake."""
+
+    def __init__(self, folder: Path, cache_root: Path, inside: Callable[..., int], fixtures: Fixtures) -> None:
+        super().__init__(folder, cache_root)
+        self.inside = inside
+        self.monkeypatch, self.capfd = fixtures
+
+    def __call__(
+        self,
+        *arguments: str | os.PathLike[str] | bytes,
+        code: int = 0,
+        env: Mapping[str, str | None] | None = None,
+        traceback: bool = False,
+        **options: Any,
+    ) -> Finished:
+        assert not options, f"a process of its own is needed for {options}"
+        words = [os.fsdecode(argument) for argument in arguments]
+        self.capfd.readouterr()
+        with self.monkeypatch.context() as changes:
+            for name, value in (env or {}).items():
+                changes.delenv(name, raising=False) if value is None else changes.setenv(name, value)
+            found = self.inside(*words)
+        finished = Finished(["zero123", *words], found, *self.capfd.readouterr())
+        self.check(finished, code, traceback=traceback)
+        return finished
+
+
+@pytest.fixture
+def here(
+    tmp_path: Path,
+    cache_root: Path,
+    inside: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Program:
+    return Here(tmp_path, cache_root, inside, (monkeypatch, capfd))
 
 
 # `zero123 reconstruct` with a model that knows nothing and is quick about it ------------------------------------------

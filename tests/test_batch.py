@@ -122,17 +122,17 @@ def test_a_photo_whose_name_is_also_a_pattern_is_taken_by_its_name(
     assert gather(["shot[1].png"]) == (["shot[1].png"], [])
 
 
-def test_a_missing_photo_counts_among_those_that_an_output_is_for(zero123: Program, photo: Photographer) -> None:
+def test_a_missing_photo_counts_among_those_that_an_output_is_for(here: Program, photo: Photographer) -> None:
     photo("a.png")
-    run = zero123("cutout", "a.png", "gone.png", "-o", "out", code=66)
+    run = here("cutout", "a.png", "gone.png", "-o", "out", code=66)
     assert run.stdout == "out/a.png\n" and "gone.png" in run.stderr
-    assert "for 2 inputs" in zero123("cutout", "a.png", "gone.png", "-o", "one.png", code=2).stderr
+    assert "for 2 inputs" in here("cutout", "a.png", "gone.png", "-o", "one.png", code=2).stderr
 
 
-def test_a_folder_and_a_pattern_that_meet_are_done_once(zero123: Program, photo: Photographer) -> None:
+def test_a_folder_and_a_pattern_that_meet_are_done_once(here: Program, photo: Photographer) -> None:
     photo("in/a.png", 1)
     photo("in/b.png", 2)
-    run = zero123("cutout", "in", "in/*.png", "in/a.png", "-o", "out")
+    run = here("cutout", "in", "in/*.png", "in/a.png", "-o", "out")
     assert run.stdout.splitlines() == ["out/a.png", "out/b.png"]
     assert "2 of 2 done" in run.stderr
 
@@ -194,13 +194,13 @@ def test_impossible_outputs_are_refused_before_any_work(
     assert os.listdir(tmp_path) == ["d"]
 
 
-def test_two_inputs_for_one_output_are_refused_by_the_program(zero123: Program, photo: Photographer) -> None:
+def test_two_inputs_for_one_output_are_refused_by_the_program(here: Program, photo: Photographer) -> None:
     photo("a/x.png", 1)
     photo("b/x.png", 2)
-    run = zero123("cutout", "a/x.png", "b/x.png", "-o", "out/", code=2)
+    run = here("cutout", "a/x.png", "b/x.png", "-o", "out/", code=2)
     assert run.stderr.startswith("zero123: error[2]: ") and run.stderr.count("\n") == 1
     assert "a/x.png" in run.stderr and "b/x.png" in run.stderr
-    assert not (zero123.folder / "out").exists()
+    assert not (here.folder / "out").exists()
 
 
 # Names that bite ------------------------------------------------------------------------------------------------------
@@ -273,34 +273,34 @@ def test_a_name_of_255_bytes_has_no_room_for_a_cutout(zero123: Program, photo: P
 # Places where an output cannot be -------------------------------------------------------------------------------------
 
 
-def test_outputs_that_cannot_be_created_are_refused_and_said_in_json(zero123: Program, photo: Photographer) -> None:
+def test_outputs_that_cannot_be_created_are_refused_and_said_in_json(here: Program, photo: Photographer) -> None:
     photo()
-    (zero123.folder / "folder.png").mkdir()
-    (zero123.folder / "plain").write_text("mine")
+    (here.folder / "folder.png").mkdir()
+    (here.folder / "plain").write_text("mine")
     for out, said in (
         ("folder.png/../nowhere/x.png", "its folder is not there"),
         ("plain/x.png", "its folder is not there"),
         ("plain/", ""),
         ("x" * 260 + ".png", "too long"),
     ):
-        run = zero123("cutout", "disc.png", "-o", out, "--json", code=73)
+        run = here("cutout", "disc.png", "-o", out, "--json", code=73)
         row = json.loads(run.stdout.splitlines()[-1])
         assert row["code"] == 73 and row["status"] == "error" and said in row["what"], out
-    assert (zero123.folder / "plain").read_text() == "mine"
+    assert (here.folder / "plain").read_text() == "mine"
 
 
-def test_a_plain_file_where_a_folder_of_outputs_should_be_is_refused(zero123: Program, photo: Photographer) -> None:
+def test_a_plain_file_where_a_folder_of_outputs_should_be_is_refused(here: Program, photo: Photographer) -> None:
     photo("a.png", 1)
     photo("b.png", 2)
-    (zero123.folder / "plain").write_text("mine")
-    zero123("cutout", "a.png", "b.png", "-o", "plain", code=73)
-    assert (zero123.folder / "plain").read_text() == "mine"
+    (here.folder / "plain").write_text("mine")
+    here("cutout", "a.png", "b.png", "-o", "plain", code=73)
+    assert (here.folder / "plain").read_text() == "mine"
 
 
-def test_a_folder_in_the_way_is_named(zero123: Program, photo: Photographer) -> None:
+def test_a_folder_in_the_way_is_named(here: Program, photo: Photographer) -> None:
     photo()
-    (zero123.folder / "out" / "disc.png").mkdir(parents=True)
-    run = zero123("cutout", "disc.png", "-o", "out", "--force", code=73)
+    (here.folder / "out" / "disc.png").mkdir(parents=True)
+    run = here("cutout", "disc.png", "-o", "out", "--force", code=73)
     assert "a folder of that name is in the way" in run.stderr
 
 
@@ -333,15 +333,15 @@ def test_a_read_only_cache_is_one_warning_and_its_entries_still_serve(
     assert run.stderr.count("warning[cache-not-written]") == 1
 
 
-def test_an_output_that_is_a_link_to_elsewhere_leaves_elsewhere_alone(zero123: Program, photo: Photographer) -> None:
+def test_an_output_that_is_a_link_to_elsewhere_leaves_elsewhere_alone(here: Program, photo: Photographer) -> None:
     photo()
-    (zero123.folder / "canary").write_text("mine")
-    os.symlink("canary", zero123.folder / "link.png")
-    zero123("cutout", "disc.png", "-o", "link.png", code=73)
-    assert (zero123.folder / "link.png").is_symlink()
-    zero123("cutout", "disc.png", "-o", "link.png", "--force")
-    assert not (zero123.folder / "link.png").is_symlink()
-    assert (zero123.folder / "canary").read_text() == "mine"
+    (here.folder / "canary").write_text("mine")
+    os.symlink("canary", here.folder / "link.png")
+    here("cutout", "disc.png", "-o", "link.png", code=73)
+    assert (here.folder / "link.png").is_symlink()
+    here("cutout", "disc.png", "-o", "link.png", "--force")
+    assert not (here.folder / "link.png").is_symlink()
+    assert (here.folder / "canary").read_text() == "mine"
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")

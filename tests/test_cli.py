@@ -216,28 +216,28 @@ def fails(zero123: Program, code: int, *arguments: str, **options: Any) -> tuple
     return line, row
 
 
-def test_no_photo_is_65(zero123: Program, photo: Photographer) -> None:
+def test_no_photo_is_65(here: Program, photo: Photographer) -> None:
     photo("text.jpg", data=b"this is no photo\n")
-    line, row = fails(zero123, 65, "cutout", "text.jpg")
+    line, row = fails(here, 65, "cutout", "text.jpg")
     assert "text.jpg: a text file, not a photo" in line
     assert row["input"] == "text.jpg"
-    whole = (zero123.folder / photo("whole.jpg")).read_bytes()
+    whole = (here.folder / photo("whole.jpg")).read_bytes()
     photo("cut.jpg", data=whole[: len(whole) // 2])
-    line, _ = fails(zero123, 65, "cutout", "cut.jpg")
+    line, _ = fails(here, 65, "cutout", "cut.jpg")
     assert "truncated" in line
 
 
-def test_a_missing_photo_is_66(zero123: Program) -> None:
-    (zero123.folder / "empty").mkdir()
-    os.symlink("nowhere.png", zero123.folder / "dangling.png")
+def test_a_missing_photo_is_66(here: Program) -> None:
+    (here.folder / "empty").mkdir()
+    os.symlink("nowhere.png", here.folder / "dangling.png")
     for name, said in (("missing.png", "no such file"), ("empty", "holds no photos"), ("dangling.png", "no such file")):
-        line, row = fails(zero123, 66, "cutout", name)
+        line, row = fails(here, 66, "cutout", name)
         assert said in line and row["input"] == name
 
 
-def test_a_missing_photo_is_66_also_where_the_output_is_named(zero123: Program) -> None:
+def test_a_missing_photo_is_66_also_where_the_output_is_named(here: Program) -> None:
     for verb, name in (("cutout", "a.png"), ("reconstruct", "a.glb")):
-        line, row = fails(zero123, 66, verb, "nowhere.jpg", "-o", name)
+        line, row = fails(here, 66, verb, "nowhere.jpg", "-o", name)
         assert "no such file" in line and row["input"] == "nowhere.jpg"
 
 
@@ -247,9 +247,9 @@ def test_an_unreadable_photo_is_66(zero123: Program, photo: Photographer, ordina
     assert "permission denied" in line
 
 
-def test_missing_weights_are_69_and_the_command_is_said(zero123: Program, photo: Photographer) -> None:
+def test_missing_weights_are_69_and_the_command_is_said(here: Program, photo: Photographer) -> None:
     photo("disc.jpg")
-    line, row = fails(zero123, 69, "cutout", "disc.jpg", "--cutter", "u2net")
+    line, row = fails(here, 69, "cutout", "disc.jpg", "--cutter", "u2net")
     assert "zero123 models pull u2net" in row["remedy"] and row["remedy"] in line
 
 
@@ -257,17 +257,17 @@ def test_missing_weights_are_69_and_the_command_is_said(zero123: Program, photo:
     ("call", "verb"),
     [("views -o", "views"), ("eval shape --limit", "eval shape"), ("--nothing", ""), ("cache", "cache")],
 )
-def test_a_wrong_call_points_to_the_help_of_its_verb(zero123: Program, call: str, verb: str) -> None:
-    line, _ = fails(zero123, 2, *call.split())
+def test_a_wrong_call_points_to_the_help_of_its_verb(here: Program, call: str, verb: str) -> None:
+    line, _ = fails(here, 2, *call.split())
     assert line.endswith(f"see: {' '.join(['zero123', *verb.split()])} --help")
 
 
-def test_what_the_cache_tells_is_also_json(zero123: Program, photo: Photographer) -> None:
+def test_what_the_cache_tells_is_also_json(here: Program, photo: Photographer) -> None:
     photo()
-    zero123("cutout", "disc.png")
-    assert Path(json.loads(zero123("cache", "dir", "--json").stdout)["path"]).is_dir()
-    assert json.loads(zero123("cache", "prune", "--max-size", "0", "--json").stdout)["dropped"] == 1
-    assert json.loads(zero123("cache", "clear", "--json").stdout) == {
+    here("cutout", "disc.png")
+    assert Path(json.loads(here("cache", "dir", "--json").stdout)["path"]).is_dir()
+    assert json.loads(here("cache", "prune", "--max-size", "0", "--json").stdout)["dropped"] == 1
+    assert json.loads(here("cache", "clear", "--json").stdout) == {
         "dropped": 0,
         "freed": 0,
         "status": "ok",
@@ -275,53 +275,53 @@ def test_what_the_cache_tells_is_also_json(zero123: Program, photo: Photographer
     }
 
 
-def test_an_output_that_exists_is_73_until_forced(zero123: Program, photo: Photographer) -> None:
+def test_an_output_that_exists_is_73_until_forced(here: Program, photo: Photographer) -> None:
     photo()
-    (zero123.folder / "mine.png").write_bytes(b"mine")
-    line, _ = fails(zero123, 73, "cutout", "disc.png", "-o", "mine.png")
+    (here.folder / "mine.png").write_bytes(b"mine")
+    line, _ = fails(here, 73, "cutout", "disc.png", "-o", "mine.png")
     assert "--force" in line
-    assert (zero123.folder / "mine.png").read_bytes() == b"mine"
-    zero123("cutout", "disc.png", "-o", "mine.png", "--force")
-    assert (zero123.folder / "mine.png").read_bytes().startswith(b"\x89PNG")
+    assert (here.folder / "mine.png").read_bytes() == b"mine"
+    here("cutout", "disc.png", "-o", "mine.png", "--force")
+    assert (here.folder / "mine.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_licence_that_was_not_accepted_is_77(zero123: Program, photo: Photographer) -> None:
+def test_a_licence_that_was_not_accepted_is_77(here: Program, photo: Photographer) -> None:
     photo("disc.jpg")
-    line, _ = fails(zero123, 77, "cutout", "disc.jpg", "--cutter", "bria-rmbg")
+    line, _ = fails(here, 77, "cutout", "disc.jpg", "--cutter", "bria-rmbg")
     assert "--accept-licence" in line
-    fails(zero123, 69, "cutout", "disc.jpg", "--cutter", "bria-rmbg", "--accept-licence")
+    fails(here, 69, "cutout", "disc.jpg", "--cutter", "bria-rmbg", "--accept-licence")
     for verb in (("reconstruct",), ("views", "--azimuth", "90")):
-        assert "--accept-licence" in fails(zero123, 77, *verb, "disc.jpg", "--cutter", "bria-rmbg")[0]
-        fails(zero123, 69, *verb, "disc.jpg", "--cutter", "bria-rmbg", "--accept-licence")
+        assert "--accept-licence" in fails(here, 77, *verb, "disc.jpg", "--cutter", "bria-rmbg")[0]
+        fails(here, 69, *verb, "disc.jpg", "--cutter", "bria-rmbg", "--accept-licence")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="permissions work otherwise on Windows")
-def test_a_cache_that_others_can_write_to_is_77_unless_trusted(zero123: Program, photo: Photographer) -> None:
+def test_a_cache_that_others_can_write_to_is_77_unless_trusted(here: Program, photo: Photographer) -> None:
     photo()
-    shared = zero123.folder / "shared"
+    shared = here.folder / "shared"
     shared.mkdir()
     shared.chmod(0o777)
-    line, _ = fails(zero123, 77, "cutout", "disc.png", "--cache-dir", "shared")
+    line, _ = fails(here, 77, "cutout", "disc.png", "--cache-dir", "shared")
     assert "--shared-cache" in line
-    (zero123.folder / "objects").mkdir()
-    line, _ = fails(zero123, 77, "eval", "shape", "objects", "--model", "sphere", "--cache-dir", "shared")
+    (here.folder / "objects").mkdir()
+    line, _ = fails(here, 77, "eval", "shape", "objects", "--model", "sphere", "--cache-dir", "shared")
     assert "--shared-cache" in line
     assert os.listdir(shared) == []
-    fails(zero123, 66, "eval", "shape", "objects", "--model", "sphere", "--cache-dir", "shared", "--shared-cache")
-    fails(zero123, 69, "doctor", "--cache-dir", "shared")
-    zero123("cutout", "disc.png", "--cache-dir", "shared", "--shared-cache")
-    zero123("cutout", "disc.png", "--cache-dir", "shared", env={"ZERO123_SHARED_CACHE": "1"})
+    fails(here, 66, "eval", "shape", "objects", "--model", "sphere", "--cache-dir", "shared", "--shared-cache")
+    fails(here, 69, "doctor", "--cache-dir", "shared")
+    here("cutout", "disc.png", "--cache-dir", "shared", "--shared-cache")
+    here("cutout", "disc.png", "--cache-dir", "shared", env={"ZERO123_SHARED_CACHE": "1"})
     assert list(shared.glob("entries/*/*"))
 
 
 @pytest.mark.parametrize("colour", [(255, 255, 255), (0, 0, 0), (10, 200, 90, 0)], ids=["white", "black", "clear"])
 def test_a_photo_of_nothing_is_82_and_is_not_kept(
-    zero123: Program, photo: Photographer, cache_root: Path, colour: tuple[int, ...]
+    here: Program, photo: Photographer, cache_root: Path, colour: tuple[int, ...]
 ) -> None:
     photo("nothing.png", data=plain_bytes(colour))
-    fails(zero123, 82, "cutout", "nothing.png")
+    fails(here, 82, "cutout", "nothing.png")
     assert not list(cache_root.glob("entries/*/*"))
-    assert not (zero123.folder / "nothing_cutout.png").exists()
+    assert not (here.folder / "nothing_cutout.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -371,10 +371,10 @@ def test_a_bad_variable_is_78(
     assert said in refused(inside, capfd, "cutout", "disc.png", code=78)
 
 
-def test_empty_variables_state_nothing(zero123: Program, photo: Photographer, cache_root: Path) -> None:
+def test_empty_variables_state_nothing(here: Program, photo: Photographer, cache_root: Path) -> None:
     photo()
     names = ["CUTOUT_SIZE", "PRESET", "CACHE_DIR", "OFFLINE", "DEBUG", "SHARED_CACHE", "LOCK_TIMEOUT"]
-    zero123("cutout", "disc.png", env={f"ZERO123_{name}": "" for name in names})
+    here("cutout", "disc.png", env={f"ZERO123_{name}": "" for name in names})
     assert list(cache_root.glob("entries/*/*"))
 
 
@@ -467,36 +467,36 @@ def test_a_current_folder_that_is_gone_is_no_crash(zero123: Program, photo: Phot
 # Kept from before -----------------------------------------------------------------------------------------------------
 
 
-def test_the_same_again_is_kept_from_before(zero123: Program, photo: Photographer) -> None:
+def test_the_same_again_is_kept_from_before(here: Program, photo: Photographer) -> None:
     photo("disc.jpg")
-    first = json.loads(zero123("cutout", "disc.jpg", "--json").stdout)
-    made = (zero123.folder / "disc_cutout.png").read_bytes()
+    first = json.loads(here("cutout", "disc.jpg", "--json").stdout)
+    made = (here.folder / "disc_cutout.png").read_bytes()
     started = time.monotonic()
-    run = zero123("cutout", "disc.jpg", "--json")
+    run = here("cutout", "disc.jpg", "--json")
     assert time.monotonic() - started < 3.0
     second = json.loads(run.stdout)
     assert (first["hit"], second["hit"]) == (False, True)
     assert first["key"] == second["key"] and first["warnings"] == second["warnings"]
     assert "kept from before" in run.stderr
-    assert (zero123.folder / "disc_cutout.png").read_bytes() == made
+    assert (here.folder / "disc_cutout.png").read_bytes() == made
 
-    zero123("cutout", "disc.jpg", "--size", "64", code=73)
-    assert (zero123.folder / "disc_cutout.png").read_bytes() == made
+    here("cutout", "disc.jpg", "--size", "64", code=73)
+    assert (here.folder / "disc_cutout.png").read_bytes() == made
 
-    again = json.loads(zero123("cutout", "disc.jpg", "--refresh", "--force", "--json").stdout)
+    again = json.loads(here("cutout", "disc.jpg", "--refresh", "--force", "--json").stdout)
     assert again["hit"] is False and again["key"] == first["key"]
-    assert (zero123.folder / "disc_cutout.png").read_bytes() == made
+    assert (here.folder / "disc_cutout.png").read_bytes() == made
 
 
-def test_an_output_of_another_photo_is_never_replaced_by_a_hit(zero123: Program, photo: Photographer) -> None:
+def test_an_output_of_another_photo_is_never_replaced_by_a_hit(here: Program, photo: Photographer) -> None:
     photo("a.png", 1)
     photo("b.png", 2)
-    zero123("cutout", "a.png", "-o", "x.png", "--size", "64")
-    zero123("cutout", "b.png", "-o", "y.png", "--size", "100")
-    made = (zero123.folder / "x.png").read_bytes()
-    line, _ = fails(zero123, 73, "cutout", "b.png", "-o", "x.png", "--size", "100")
+    here("cutout", "a.png", "-o", "x.png", "--size", "64")
+    here("cutout", "b.png", "-o", "y.png", "--size", "100")
+    made = (here.folder / "x.png").read_bytes()
+    line, _ = fails(here, 73, "cutout", "b.png", "-o", "x.png", "--size", "100")
     assert "--force" in line
-    assert (zero123.folder / "x.png").read_bytes() == made
+    assert (here.folder / "x.png").read_bytes() == made
 
 
 @pytest.mark.bench
@@ -507,76 +507,73 @@ def test_a_hit_takes_less_than_a_second_and_a_half(tmp_path: Path, photo: Photog
     assert seconds_of(*call, rounds=5) < 1.5
 
 
-def test_where_the_cache_is_can_be_chosen(zero123: Program, photo: Photographer, cache_root: Path) -> None:
+def test_where_the_cache_is_can_be_chosen(here: Program, photo: Photographer, cache_root: Path) -> None:
     photo()
-    zero123.caches |= {zero123.folder / "flag", zero123.folder / "variable"}
-    zero123("cutout", "disc.png", "--no-cache")
+    here.caches |= {here.folder / "flag", here.folder / "variable"}
+    here("cutout", "disc.png", "--no-cache")
     assert not cache_root.exists()
-    zero123("cutout", "disc.png", "--cache-dir", "flag", env={"ZERO123_CACHE_DIR": "variable"}, code=73)
-    zero123("cutout", "disc.png", "--cache-dir", "flag", "--force", env={"ZERO123_CACHE_DIR": "variable"})
-    assert (zero123.folder / "flag").is_dir() and not (zero123.folder / "variable").exists()
-    zero123("cutout", "disc.png", "--force", env={"ZERO123_CACHE_DIR": "variable"})
-    assert list((zero123.folder / "variable").glob("entries/*/*"))
-    assert (zero123.folder / "flag" / "CACHEDIR.TAG").is_file()
-    assert zero123("cache", "dir", "--cache-dir", "flag").stdout == f"{zero123.folder / 'flag'}\n"
-    assert zero123("cache", "dir").stdout == f"{cache_root}\n"
+    here("cutout", "disc.png", "--cache-dir", "flag", env={"ZERO123_CACHE_DIR": "variable"}, code=73)
+    here("cutout", "disc.png", "--cache-dir", "flag", "--force", env={"ZERO123_CACHE_DIR": "variable"})
+    assert (here.folder / "flag").is_dir() and not (here.folder / "variable").exists()
+    here("cutout", "disc.png", "--force", env={"ZERO123_CACHE_DIR": "variable"})
+    assert list((here.folder / "variable").glob("entries/*/*"))
+    assert (here.folder / "flag" / "CACHEDIR.TAG").is_file()
+    assert here("cache", "dir", "--cache-dir", "flag").stdout == f"{here.folder / 'flag'}\n"
+    assert here("cache", "dir").stdout == f"{cache_root}\n"
     assert not cache_root.exists()
-    (zero123.folder / "file").write_text("mine")
-    line, _ = fails(zero123, 73, "cutout", "disc.png", "--cache-dir", "file")
+    (here.folder / "file").write_text("mine")
+    line, _ = fails(here, 73, "cutout", "disc.png", "--cache-dir", "file")
     assert "--cache-dir" in line
 
 
 def test_the_cache_is_listed_checked_mended_pruned_and_cleared(
-    zero123: Program, photo: Photographer, cache_root: Path
+    here: Program, inside: Inside, capfd: pytest.CaptureFixture[str], photo: Photographer, cache_root: Path
 ) -> None:
-    assert zero123("cache", "list").stdout == ""
-    zero123("cache", "verify")
+    assert here("cache", "list").stdout == ""
+    here("cache", "verify")
     names = [photo(f"{seed}.png", seed) for seed in range(3)]
     keys = [
         json.loads(line)["key"]
-        for line in zero123("cutout", *names, "--size", "64", "--json", "-o", "out").stdout.splitlines()
+        for line in here("cutout", *names, "--size", "64", "--json", "-o", "out").stdout.splitlines()
     ]
-    rows = [json.loads(line) for line in zero123("cache", "list", "--json").stdout.splitlines()]
+    rows = [json.loads(line) for line in here("cache", "list", "--json").stdout.splitlines()]
     assert {row["key"] for row in rows} == set(keys)
     assert {row["stage"] for row in rows} == {"cutout"} and not any(row["damage"] for row in rows)
-    assert {line.split()[0] for line in zero123("cache", "list").stdout.splitlines()} == {key[:16] for key in keys}
-    assert "3 entries, all sound" in zero123("cache", "verify").stderr
+    assert {line.split()[0] for line in here("cache", "list").stdout.splitlines()} == {key[:16] for key in keys}
+    assert "3 entries, all sound" in here("cache", "verify").stderr
 
     victim = cache_root / "entries" / keys[0][:2] / keys[0] / "arrays.safetensors"
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
     for options in ([], ["--repair"]):
-        shown = subprocess.run(
-            [*PROGRAM, "cache", "verify", "--json", *options], env=environment(), capture_output=True
-        )
-        assert shown.returncode == 65
-        found, error = map(json.loads, shown.stdout.splitlines())
+        assert inside("cache", "verify", "--json", *options) == 65
+        shown = capfd.readouterr()
+        found, error = map(json.loads, shown.out.splitlines())
         assert found["key"] == keys[0] and error["code"] == 65
-        assert b"Traceback" not in shown.stderr
-    assert "2 entries, all sound" in zero123("cache", "verify").stderr
-    again = json.loads(zero123("cutout", names[0], "--size", "64", "-o", "out", "--force", "--json").stdout)
+        assert "Traceback" not in shown.err
+    assert "2 entries, all sound" in here("cache", "verify").stderr
+    again = json.loads(here("cutout", names[0], "--size", "64", "-o", "out", "--force", "--json").stdout)
     assert again["hit"] is False and again["key"] == keys[0]
 
     size = rows[0]["bytes"]
-    zero123("cache", "prune", "--max-size", str(2 * size + size // 2))
-    left = [json.loads(line)["key"] for line in zero123("cache", "list", "--json").stdout.splitlines()]
+    here("cache", "prune", "--max-size", str(2 * size + size // 2))
+    left = [json.loads(line)["key"] for line in here("cache", "list", "--json").stdout.splitlines()]
     assert len(left) == 2 and keys[0] in left, "what was used last stays"
-    assert "2 entries dropped" in zero123("cache", "clear").stderr
-    assert zero123("cache", "list").stdout == ""
+    assert "2 entries dropped" in here("cache", "clear").stderr
+    assert here("cache", "list").stdout == ""
     assert not [path for path in cache_root.rglob("*") if path.is_file() and path.name != "CACHEDIR.TAG"]
 
 
-def test_clearing_a_folder_that_is_no_cache_deletes_nothing(zero123: Program) -> None:
+def test_clearing_a_folder_that_is_no_cache_deletes_nothing(here: Program) -> None:
     """`--cache-dir` may be mistyped: what others keep in folders of the same names is not ours."""
     for place in ("drafts", "quarantine", "digests", "partial", "locks"):
         for call in (["clear"], ["prune", "--max-size", "0"]):
-            novel = zero123.folder / "writing" / place / "novel.txt"
+            novel = here.folder / "writing" / place / "novel.txt"
             novel.parent.mkdir(parents=True, exist_ok=True)
             novel.write_text("mine")
             os.utime(novel, (0, 0))
-            run = [*PROGRAM, "cache", *call, "--cache-dir", "writing"]
-            subprocess.run(run, cwd=zero123.folder, env=environment(), capture_output=True)
+            here("cache", *call, "--cache-dir", "writing", code=77)
             assert novel.exists(), (place, call)
 
 
@@ -684,13 +681,13 @@ def test_the_origin_of_every_value_is_shown(
     assert "# default" in capfd.readouterr().out
 
 
-def test_the_layers_reach_the_work(zero123: Program, photo: Photographer) -> None:
+def test_the_layers_reach_the_work(here: Program, photo: Photographer) -> None:
     photo()
-    (zero123.folder / "zero123.toml").write_text("[cutout]\nsize = 100\n")
-    facts = json.loads(zero123("cutout", "disc.png", "--json", "--preset", "original-framing").stdout)
+    (here.folder / "zero123.toml").write_text("[cutout]\nsize = 100\n")
+    facts = json.loads(here("cutout", "disc.png", "--json", "--preset", "original-framing").stdout)
     assert facts["preset"] == "original-framing"
     assert facts["settings"] == {
-        "cutout.size": [100, f"project file {zero123.folder / 'zero123.toml'}"],
+        "cutout.size": [100, f"project file {here.folder / 'zero123.toml'}"],
         "cutout.foreground_ratio": [0.78125, "preset original-framing"],
     }
 
@@ -750,8 +747,8 @@ def test_every_ailment_has_a_remedy_and_ends_in_69(zero123: Program) -> None:
         assert lines[place + 1].strip() == found[what]["mend"]
 
 
-def test_weights_that_are_not_the_published_ones_are_65(zero123: Program, photo: Photographer) -> None:
+def test_weights_that_are_not_the_published_ones_are_65(here: Program, photo: Photographer) -> None:
     photo("disc.jpg")
-    (zero123.folder / "u2netp.onnx").write_bytes(b"half of a download")
-    line, _ = fails(zero123, 65, "cutout", "disc.jpg", "--cutter", "u2netp", env={"U2NET_HOME": str(zero123.folder)})
+    (here.folder / "u2netp.onnx").write_bytes(b"half of a download")
+    line, _ = fails(here, 65, "cutout", "disc.jpg", "--cutter", "u2netp", env={"U2NET_HOME": str(here.folder)})
     assert "u2netp.onnx" in line and "fetch it again" in line

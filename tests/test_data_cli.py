@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import Program
 
 from zero123cli.cli.data import name_solids
 from zero123cli.errors import UsageError, Zero123Error
@@ -104,15 +105,15 @@ def test_a_dataset_that_cannot_be_written_is_not_the_meshes_fault(folder: Path) 
     assert run.returncode == 74 and "error[74]" in run.stderr and "free some space" in run.stderr
 
 
-def test_pack_and_train_from_it(dataset: Path, folder: Path) -> None:
+def test_pack_and_train_from_it(here: Program, dataset: Path, folder: Path) -> None:
     packed = folder / "packed.safetensors"
-    assert zero123("data", "pack", dataset, "-o", packed, "--views", "2").stdout == f"{packed}\n"
-    assert zero123("data", "pack", dataset, "-o", packed, code=73)
+    assert here("data", "pack", dataset, "-o", packed, "--views", "2").stdout == f"{packed}\n"
+    assert here("data", "pack", dataset, "-o", packed, code=73)
     run = folder / "run"
     small = ("--set", "train.judged=2", "--dtype", "float32", "--licence", "CC-BY-4.0, (c) Mesh & Co.")
-    made = zero123("train", "train-pocket-volume", "--data", packed, "-o", run, "--steps", "2", "--batch", "2", *small)
+    made = here("train", "train-pocket-volume", "--data", packed, "-o", run, "--steps", "2", "--batch", "2", *small)
     assert made.stdout == f"{run / 'weights.safetensors'}\n"
-    told = json.loads(zero123("models", "inspect", run / "weights.safetensors", "--json").stdout)
+    told = json.loads(here("models", "inspect", run / "weights.safetensors", "--json").stdout)
     assert told["licence"] == "CC-BY-4.0, (c) Mesh & Co."
     figures = [json.loads(line) for line in (run / "figures.jsonl").read_text().splitlines()]
     assert figures[-1]["step"] == 2
@@ -121,12 +122,12 @@ def test_pack_and_train_from_it(dataset: Path, folder: Path) -> None:
         assert (run / name).is_file()
 
 
-def test_wrong_calls_are_named(folder: Path) -> None:
-    assert "nothing to render" in zero123("data", "render", "-o", folder / "x", code=2).stderr
-    assert "no view sets" in zero123("data", "pack", folder / "nowhere", "-o", folder / "p.safetensors", code=66).stderr
-    run = zero123("train", "train-pocket-volume", "--data", folder / "nowhere", "-o", folder / "y", code=66)
+def test_wrong_calls_are_named(here: Program, folder: Path) -> None:
+    assert "nothing to render" in here("data", "render", "-o", folder / "x", code=2).stderr
+    assert "no view sets" in here("data", "pack", folder / "nowhere", "-o", folder / "p.safetensors", code=66).stderr
+    run = here("train", "train-pocket-volume", "--data", folder / "nowhere", "-o", folder / "y", code=66)
     assert "no such dataset" in run.stderr
     built = ("train", "train-cutter", "--data", folder, "-o", folder / "y")
-    assert "builds on nothing" in zero123(*built, "--base", "weights.safetensors", code=2).stderr
-    assert "builds on nothing" in zero123(*built, "--set", "train.base=x", code=2).stderr
-    assert "did you mean" in zero123("train", "train-pocket-volum", "--data", folder, "-o", folder / "y", code=2).stderr
+    assert "builds on nothing" in here(*built, "--base", "weights.safetensors", code=2).stderr
+    assert "builds on nothing" in here(*built, "--set", "train.base=x", code=2).stderr
+    assert "did you mean" in here("train", "train-pocket-volum", "--data", folder, "-o", folder / "y", code=2).stderr

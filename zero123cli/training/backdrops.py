@@ -189,7 +189,8 @@ def draw_outdoors(chance: Chance) -> Image.Image:
         rough = draw_noise(chance)[int(chance.integers(TILE)), :SIDE] * chance.uniform(3, 25)
         skyline = horizon - SIDE * chance.uniform(0, 0.45) * (1 - share) + rough
         mask = Image.fromarray(((np.arange(SIDE)[:, None] > skyline[None]) * 255).astype(np.uint8))
-        picture.paste(fill(chance, SIDE, SIDE, colour), (0, 0), mask)
+        trees = draw_leaves(chance, colour) if chance.random() < 0.4 else fill(chance, SIDE, SIDE, colour)
+        picture.paste(trees, (0, 0), mask)
     ground = None
     if chance.random() < 0.6:  # grass, soil
         ground = np.clip(np.array([0.35, 0.42, 0.2]) * chance.uniform(0.5, 1.5) + chance.normal(0, 0.08, 3), 0, 1)
@@ -198,9 +199,10 @@ def draw_outdoors(chance: Chance) -> Image.Image:
     return tilt(picture, chance)
 
 
-def draw_leaves(chance: Chance) -> Image.Image:
+def draw_leaves(chance: Chance, base: np.ndarray | None = None) -> Image.Image:
     """Leaves, stones or petals: many alike, layer upon layer, the far ones dark and blurred."""
-    base = draw_colour(chance) if chance.random() < 0.4 else np.array([0.25, 0.4, 0.15]) + chance.normal(0, 0.07, 3)
+    if base is None:
+        base = draw_colour(chance) if chance.random() < 0.4 else np.array([0.25, 0.4, 0.15]) + chance.normal(0, 0.07, 3)
     picture = fill(chance, SIDE, SIDE, np.clip(base * 0.4, 0, 1))
     count, size, thin = int(chance.integers(40, 160)), chance.uniform(5, 26), chance.uniform(0.15, 0.9)
     layers = 3
@@ -253,6 +255,13 @@ def draw_blots(chance: Chance) -> Image.Image:
             pen.ellipse((x - size, y - size, x + size, y + size), fill=paint(near(np.full(3, 0.9), chance, 0.1)))
         picture = picture.filter(ImageFilter.GaussianBlur(chance.uniform(0.5, 2)))
     return picture
+
+
+def draw_static(chance: Chance) -> Image.Image:
+    """Noise without anything in it, fine or coarse, grey or coloured."""
+    side = int(chance.integers(16, SIDE + 1))
+    noise = chance.normal(chance.uniform(0.2, 0.8), chance.uniform(0.05, 0.4), (side, side, chance.choice([1, 3])))
+    return as_image(noise.repeat(3 // noise.shape[-1], -1)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
 
 
 def add_furniture(picture: Image.Image, chance: Chance, most: int = 6) -> Image.Image:
@@ -308,4 +317,5 @@ BACKDROPS: dict[str, tuple[Callable[[Chance], Image.Image], float]] = {  # with 
     "water": (draw_water, 1.0),
     "room": (draw_room, 2.0),
     "blots": (draw_blots, 1.5),
+    "static": (draw_static, 0.3),
 }

@@ -58,6 +58,8 @@ def compose(
     truth = np.zeros((side, side), np.float32)
     if chance.random() < 0.2:
         ground = add_far_object(ground, chance, sprites)
+    if chance.random() < 0.12:
+        ground = add_crowd(ground, chance, sprites)
     aside = int(chance.integers(1, 4)) if chance.random() < 0.4 else 0
     if aside and chance.random() < 0.5:
         ground = add_clutter(ground, chance, sprites, aside)
@@ -80,7 +82,8 @@ def compose(
             picture, truth = put(picture, truth, draw_sprite(chance, sprites), beside, chance, backdrops)
     else:
         picture = ground
-    return expose(picture, chance), np.round(truth * 255).astype(np.uint8)
+    shown, mask = expose(picture, chance), np.round(truth * 255).astype(np.uint8)
+    return add_bars(shown, mask, chance) if chance.random() < 0.04 else (shown, mask)
 
 
 def draw_sprite(chance: Chance, sprites: np.ndarray) -> np.ndarray:  # -> uint8 (S, S, 4)
@@ -207,6 +210,14 @@ def add_clutter(ground: Image.Image, chance: Chance, sprites: np.ndarray, count:
     return ground
 
 
+def add_crowd(ground: Image.Image, chance: Chance, sprites: np.ndarray) -> Image.Image:
+    """Many things behind, as on a shelf or in a street."""
+    for _ in range(int(chance.integers(5, 15))):
+        place = Place(chance.uniform(0, 1), chance.uniform(0, 0.85), chance.uniform(0.1, 0.4))
+        ground = lay_over(ground, draw_sprite(chance, sprites)[..., (*chance.permutation(3), 3)], place)
+    return ground
+
+
 def add_far_object(ground: Image.Image, chance: Chance, sprites: np.ndarray) -> Image.Image:
     """Something large behind, far out of focus."""
     place = Place(chance.uniform(0, 1), chance.uniform(0, 1), chance.uniform(0.8, 2.5))
@@ -242,7 +253,19 @@ def expose(picture: Image.Image, chance: Chance) -> np.ndarray:  # -> uint8 (S, 
         page = io.BytesIO()
         shown.save(page, "JPEG", quality=int(chance.integers(25, 90)))
         shown = Image.open(page)
-    return np.asarray(shown)
+    return np.array(shown)
+
+
+def add_bars(
+    picture: np.ndarray, mask: np.ndarray, chance: Chance
+) -> tuple[np.ndarray, np.ndarray]:  # uint8 (S, S, 3), uint8 (S, S)
+    """Black or white above and below, or to both sides, as around a film's picture."""
+    axis, side = int(chance.integers(2)), len(picture)
+    wide = int(side * chance.uniform(0.03, 0.2))
+    ends = np.r_[:wide, side - wide : side]
+    for page, level in ((picture, chance.choice([0, 0, 255])), (mask, 0)):
+        page.swapaxes(0, axis)[ends] = level
+    return picture, mask
 
 
 def to_image(colour: np.ndarray) -> Image.Image:  # float (S, S, 3) in [0, 1]

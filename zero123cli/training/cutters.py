@@ -32,7 +32,7 @@ from .saliency import SaliencyDescription, SaliencyNet
 from .train import Batch
 from .viewsets import hold_out, list_objects, refuse_empty, refuse_mixed, told_if_damaged
 
-OWN_BACKDROPS, HELD_BACKDROPS = 800, 100  # that many are made, as they are asked for
+OWN_BACKDROPS, HELD_BACKDROPS = 2000, 100  # that many are made, as they are asked for
 SMALLER = {0.4: 0.5, 0.6: 0.35, 1.0: 0.15}  # shares of batches; small pictures teach nearly as much for less time
 OPSET = 18
 FEW = 64  # numbers; smaller weights are kept as they are
