@@ -246,3 +246,56 @@ def test_a_run_killed_outright_harms_nothing(zero123: Program, photo: Photograph
     assert running.end()[0] == -signal.SIGKILL
     again = zero123("cutout", "a.png", "wait.png", "-o", "out")
     assert again.stdout.splitlines() == ["out/a.png", "out/wait.png"]
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+WAIT_IN_TRAINING = f"""
+import importlib, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_training_launch import Line
+from zero123cli.training import train
+
+class Task(Line):
+    own, held = [0], [0]
+    def facts(self):
+        return {{}}
+
+importlib.import_module("zero123cli.cli.train").TASKS["volume"] = lambda *_: Task()
+told = train.told_terms
+def told_terms(terms):
+    train.told_terms = told
+    meet()
+    return told(terms)
+train.told_terms = told_terms
+"""
+TRAINING = "train train-pocket-volume --data . -o run --batch 8 --device cpu --dtype float32 --set train.judged=2"
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_stopped_training_keeps_its_last_step(zero123: Program, start: Start, number: signal.Signals) -> None:
+    running = start(WAIT_IN_TRAINING, *TRAINING.split(), "--steps", "100000")
+    running.wait_for_it()
+    running.process.send_signal(number)
+    running.let_go()
+    code, _, err = running.end()
+    assert (code, err.splitlines()[-1]) == (-number, STOPPED), err
+    (checkpoint,) = zero123.folder.glob("run/checkpoint-*.safetensors")
+    steps = int(checkpoint.stem.split("-")[1])
+    assert 0 < steps < 1000, "where it stood, though nothing was due to be written"
+
+    running = start(WAIT_IN_TRAINING, *TRAINING.split(), "--steps", str(steps + 3))
+    running.wait_for_it()
+    running.let_go()
+    code, out, err = running.end()
+    assert (code, out) == (0, "run/weights.safetensors\n"), err
+    assert f"goes on from step {steps} " in err
+
+
+def test_a_second_run_in_the_same_folder_is_refused_while_the_first_is_at_it(start: Start) -> None:
+    first = start(WAIT_IN_TRAINING, *TRAINING.split(), "--steps", "3")
+    first.wait_for_it()
+    code, _, err = start(WAIT_IN_TRAINING, *TRAINING.split(), "--steps", "3").end()
+    assert code == 75 and "another run is training here" in err
+    first.let_go()
+    assert first.end()[0] == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from zero123cli.artifacts import with_head
-from zero123cli.errors import MeshError, MissingInputError
+from zero123cli.errors import MeshError, MissingInputError, WeightsError
 from zero123cli.machine import Backend
 from zero123cli.settings import TrainSettings
 from zero123cli.training import backdrops, composites, cutters, saliency, train, viewsets
@@ -281,18 +281,22 @@ def test_it_learns_to_find_discs(task: cutters.CutterTask, dataset: Path, tmp_pa
 # ONNX -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
+def write_weights(path: Path, description: SaliencyDescription) -> Path:
     torch.manual_seed(1)
-    network = SaliencyNet(SMALL)
+    network = SaliencyNet(description)
     for part in network.modules():  # as after some training: no weight is nought, no statistic is one
         if isinstance(part, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(part.weight, 0.5, 1.5)
             torch.nn.init.normal_(part.running_mean)
             torch.nn.init.uniform_(part.running_var, 0.5, 1.5)
     tensors = {name: t.half() if t.is_floating_point() else t for name, t in network.state_dict().items()}
-    save_file(tensors, tmp_path / "w.safetensors", with_head({"kind": "cutter", "description": asdict(SMALL)}))
-    return tmp_path / "w.safetensors"
+    save_file(tensors, path, with_head({"kind": "cutter", "description": asdict(description)}))
+    return path
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    return write_weights(tmp_path / "w.safetensors", SMALL)
 
 
 @needs_onnx
@@ -309,3 +313,36 @@ def test_the_exported_file_answers_as_the_network_does(weights: Path, tmp_path: 
     numbers = sum(p.numel() for p in SaliencyNet(SMALL).parameters())
     assert path.stat().st_size < 2 * numbers + 80_000  # half precision, and no notes of the exporter's
     assert b"/site-packages/" not in path.read_bytes()
+
+
+@needs_onnx
+def test_training_goes_on_from_the_exported_file(tmp_path: Path) -> None:
+    wide = replace(SMALL, channels=(16, 16, 64))  # the exporter turns small matrices into others under other names
+    weights = write_weights(tmp_path / "w.safetensors", wide)
+    path = cutters.export_onnx(weights, tmp_path / "cutter.onnx", {})
+    learnt = cutters.load_network(weights).state_dict()
+    built = SaliencyNet(wide)
+    guides = {name: tensor.clone() for name, tensor in built.state_dict().items() if name.startswith("coarse.")}
+    train.begin(built, path)
+    for name, tensor in built.state_dict().items():
+        assert torch.equal(tensor, guides.get(name, learnt[name])), name
+
+
+@needs_onnx
+@pytest.mark.parametrize(
+    "kind", ["another network's", "ours of another size", "some names are others", "half of a file"]
+)
+def test_what_is_no_exported_cutter_is_not_begun_from(weights: Path, tmp_path: Path, kind: str) -> None:
+    import onnx
+
+    path = cutters.export_onnx(weights, tmp_path / "cutter.onnx", {})
+    built = SaliencyNet(replace(SMALL, fine=16) if kind == "ours of another size" else SMALL)
+    if kind == "another network's":
+        model = onnx.load(path)
+        for weight in model.graph.initializer:
+            weight.name = weight.name.replace("network.", "other.")
+        onnx.save(model, path)
+    if kind == "half of a file":
+        path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(WeightsError, match="not weights of this task"):
+        train.begin(built, path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -35,6 +37,29 @@ def let_go() -> None:
     for number in HANDLED:
         if signal.getsignal(number) == interrupt:
             signal.signal(number, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def put_off() -> Iterator[Callable[[], bool]]:
+    """The first signal is only noted, for work that can stop at a good moment: Interrupted is raised at the end."""
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        for other in before:
+            signal.signal(other, signal.SIG_DFL)  # a second one ends the process at once
+
+    before = {number: signal.getsignal(number) for number in HANDLED}
+    before = {number: handler for number, handler in before.items() if handler == interrupt}
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield lambda: bool(noted)
+    finally:
+        for number, handler in before.items() if not noted else ():
+            signal.signal(number, handler)
+    if noted:
+        raise Interrupted(noted[0])
 
 
 def die_of(number: int) -> NoReturn:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import options
+from . import options, signals
 from .screen import screen
 
 if TYPE_CHECKING:
@@ -25,7 +25,10 @@ def train(
     data: Annotated[Path, typer.Option("--data", metavar="DATASET", help="A dataset's folder, or a packed file.")],
     out: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="The run's folder.")],
     base: Annotated[Path | None, typer.Option(metavar="WEIGHTS", help="What the task builds on, if anything.")] = None,
-    init: Annotated[Path | None, typer.Option(metavar="WEIGHTS", help="Exported weights to start from.")] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(metavar="WEIGHTS", help="Exported weights to start from; a cutter's may be its ONNX file."),
+    ] = None,
     licence: Annotated[
         str | None, typer.Option(metavar="TEXT", help="What the weights may be used for and whom to name.")
     ] = None,
@@ -66,7 +69,8 @@ def train(
     task = TASKS[settings.train.task](data, settings.train)
     screen.note(f"train: {len(task.own)} objects, {len(task.held)} held back, on {backend.name}, {backend.dtype}")
     screen.start(f"train: {preset} -> {out}", 1, 1)
-    checkpoint = train(task, settings.train, out, backend, settings.seed, screen.watcher(""), peers=peers)
+    with signals.put_off() as stopped:
+        checkpoint = train(task, settings.train, out, backend, settings.seed, screen.watcher(""), stopped, peers)
     if peers.rank:
         return
     facts = task.facts() | ({"licence": settings.train.licence} if settings.train.licence else {})
@@ -92,7 +96,8 @@ def denoiser_task(data: Path, settings: TrainSettings) -> DenoiserTask:
 
 
 def cutter_task(data: Path, settings: TrainSettings) -> CutterTask:
-    from ..training.cutters import CutterTask, load_exporter
+    from ..training.cutters import CutterTask
+    from ..training.onnxfiles import load_exporter
     from ..training.saliency import SaliencyDescription
 
     load_exporter()  # what is missing for the last step is said before the first

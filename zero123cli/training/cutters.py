@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from .. import durable, machine
 from ..artifacts import HEAD, read_head
-from ..errors import UnavailableError
 from .composites import Backdrops, compose
+from .onnxfiles import forget, halve, load_exporter
 from .packs import open_pack
 from .saliency import SaliencyDescription, SaliencyNet
 from .train import Batch
@@ -35,7 +35,6 @@ from .viewsets import hold_out, list_objects, refuse_empty, refuse_mixed, told_i
 OWN_BACKDROPS, HELD_BACKDROPS = 2000, 100  # that many are made, as they are asked for
 SMALLER = {0.4: 0.5, 0.6: 0.35, 1.0: 0.15}  # shares of batches; small pictures teach nearly as much for less time
 OPSET = 18
-FEW = 64  # numbers; smaller weights are kept as they are
 
 
 class CutterTask:
@@ -201,18 +200,6 @@ def load_network(weights: Path) -> SaliencyNet:
     return network.eval()
 
 
-def load_exporter() -> Any:
-    """The module `onnx`, with what torch's exporter needs beside it."""
-    try:
-        import onnx
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UnavailableError(
-            f"{error.name} is not installed", remedy='run: pip install "zero123cli[train]"'
-        ) from error
-    return onnx
-
-
 def export_onnx(weights: Path, target: Path, facts: Mapping[str, str]) -> Path:
     """The cutter as one file that needs no torch: `picture` (1, 3, S, S) in [0, 1] to `mask` (1, 1, S, S).
 
@@ -247,28 +234,3 @@ def export_onnx(weights: Path, target: Path, facts: Mapping[str, str]) -> Path:
     onnx.checker.check_model(model, full_check=True)
     durable.write_file(target, model.SerializeToString(), overwrite=True)
     return target
-
-
-def halve(graph: Any) -> None:
-    """Keeps the large weights in half precision: a cast stands between each and the rest of the graph."""
-    from onnx import helper, numpy_helper
-
-    casts = []
-    for weight in graph.initializer:
-        values = numpy_helper.to_array(weight)
-        if values.dtype == np.float32 and values.size >= FEW:
-            weight.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{weight.name}.half"))
-            name = weight.name.removesuffix(".half")
-            casts.append(helper.make_node("Cast", [weight.name], [name], to=1))  # 1 is float32
-    nodes = [*casts, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
-
-
-def forget(model: Any) -> None:
-    """Takes out what the exporter noted of the program: file names, lines and types of what lies between."""
-    graph = model.graph
-    graph.doc_string = ""
-    for owner in (graph, *graph.node, *graph.input, *graph.output):
-        del owner.metadata_props[:]
-    del graph.value_info[:]

@@ -13,12 +13,13 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
+import filelock
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -28,10 +29,11 @@ from torch import Tensor, nn
 
 from .. import durable, machine
 from ..artifacts import read_head, with_head
-from ..errors import DivergedError, MissingInputError, SettingsError, UnavailableError, WeightsError
+from ..errors import BusyError, DivergedError, MissingInputError, SettingsError, UnavailableError, WeightsError
 from ..machine import Backend, Peers
 from ..settings import TrainSettings
 from ..watch import Caution, Progress, Watch, silent
+from .onnxfiles import read_weights
 
 SKIPS = 20  # steps in a row without a finite loss after which a run has diverged
 KEPT = 2  # checkpoints
@@ -109,10 +111,28 @@ def train(
 
     Of several processes the first alone speaks and writes.
     """
-    with gathered(peers, backend):
+    folder.mkdir(parents=True, exist_ok=True)
+    with nullcontext() if peers.rank else held(folder), gathered(peers, backend):
         return train_together(
             task, settings, folder, backend, seed, watch if peers.rank == 0 else silent, stopped, peers
         )
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keeps a second run out of the folder, where there are locks."""
+    holder = filelock.FileLock(folder / ".lock")
+    try:
+        holder.acquire(timeout=0)
+    except filelock.Timeout:
+        remedy = "wait for it or end it, or train into another folder"
+        raise BusyError("another run is training here", where=str(folder), remedy=remedy) from None
+    except (OSError, RuntimeError):
+        pass
+    try:
+        yield
+    finally:
+        holder.release()
 
 
 def train_together(
@@ -125,7 +145,6 @@ def train_together(
     stopped: Callable[[], bool],
     peers: Peers,
 ) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
     device = torch.device(backend.device)
     torch.manual_seed(seed)
     model = task.build().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
@@ -151,12 +170,13 @@ def train_together(
         if step.terms:
             history.append({"step": number, "seconds": step.seconds, **step.terms})
             watch(Progress("train", number, settings.steps, told_terms(step.terms)))
-        over = number >= settings.steps or ask_first(peers, device, time.monotonic() > ends or stopped())
+        halted = stopped()  # by somebody who wants to go
+        over = number >= settings.steps or ask_first(peers, device, time.monotonic() > ends or halted)
         if peers.rank:
             if over:
                 break
             continue
-        if over or time.monotonic() - told > settings.look_minutes * 60:
+        if (over and not halted) or time.monotonic() - told > settings.look_minutes * 60:
             look(task, folder, learner, history, seed, settings, number)
             told = time.monotonic()
         if over or time.monotonic() - saved > settings.save_minutes * 60:
@@ -437,14 +457,16 @@ def export(checkpoint: Path, target: Path, facts: dict[str, Any]) -> Path:
 def begin(model: nn.Module, path: Path) -> None:
     """Puts exported weights into a model; where they are a part of what the file holds, that part."""
     try:
-        tensors = load_tensors(path.read_bytes())
         wanted = model.state_dict().keys()
+        tensors = read_weights(path, model) if path.suffix == ".onnx" else load_tensors(path.read_bytes())
         parts = ["", *sorted({name.split(".")[0] + "." for name in tensors})]
         part = next((part for part in parts if all(part + name in tensors for name in wanted)), "")
         model.load_state_dict({name.removeprefix(part): t for name, t in tensors.items() if name.startswith(part)})
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise MissingInputError(reason, where=str(path), remedy="check train.init") from error
+    except UnavailableError:
+        raise
     except Exception as error:  # a damaged file raises what it likes
         raise WeightsError(
             "these are not weights of this task", where=str(path), remedy="name what `zero123 train` wrote for it"
