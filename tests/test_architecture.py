@@ -17,7 +17,7 @@ PACKAGE = Path(zero123cli.__file__).parent
 # From the ground up: a module imports only from rows above its own.
 ROWS = (
     {"errors", "watch", "cameras", "schedules"},
-    {"settings", "durable", "machine", "report", "framing", "workers", "diffusion.unpickle"}
+    {"settings", "durable", "machine", "report", "framing", "workers", "diffusion.unpickle", "training.onnxfiles"}
     | {"scenes.surface", "meshing.shot", "meshing.mesh", "meshing.cleanup"},
     {"compiled"},
     {"radiance.kernels_cpu"},

@@ -858,3 +858,88 @@ def test_publishing_over_a_whole_entry_keeps_the_first(tmp_path: Path) -> None:
     assert not durable.publish_folder({"a": b"2"}, tmp_path / "draft2", target)
     assert (target / "a").read_bytes() == b"1"
     assert [path.name for path in c.listing(tmp_path)] == ["entry"]
+
+
+def test_a_lift_that_could_not_be_kept_leaves_what_is_unfinished(
+    cache: c.Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = c.entry_key(TINY, ["photo"], Knobs())
+    unfinished = c.partial_folder(cache, key)
+    assert unfinished
+    (unfinished / "checkpoint").write_bytes(b"hours")
+    real = durable.publish_folder
+
+    def full(*_: Any) -> bool:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(durable, "publish_folder", full)
+    listener = Listener()
+    take(cache, watch=listener)
+    assert listener.codes == ["cache-not-written"]
+    assert (unfinished / "checkpoint").read_bytes() == b"hours"
+    monkeypatch.setattr(durable, "publish_folder", real)
+    take(cache)
+    assert not unfinished.exists()
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EIO])
+def test_a_file_system_that_can_sync_no_folder_is_one_to_write_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(handle)
+
+    monkeypatch.setattr(durable.os, "fsync", fsync)
+    if number == errno.EIO:  # something is really wrong
+        with pytest.raises(OSError, match="Input/output"):
+            durable.write_file(tmp_path / "x", b"whole", overwrite=False)
+    else:
+        durable.write_file(tmp_path / "x", b"whole", overwrite=False)
+    assert (tmp_path / "x").read_bytes() == b"whole"
+
+
+def test_a_cache_whose_mark_could_not_be_made_gets_it_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = durable.write_file
+
+    def full(path: Path, *rest: Any, **more: Any) -> None:
+        (path.parent / ".zero123-0123.tmp").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(durable, "write_file", full)
+    cache = c.open_cache(tmp_path / "cache")
+    listener = Listener()
+    take(cache, watch=listener)
+    assert listener.codes == ["cache-not-written"]
+    monkeypatch.setattr(durable, "write_file", real)
+    take(cache)
+    c.refuse_no_cache(tmp_path / "cache")
+    assert take(cache).hit
+
+
+def test_an_entry_that_is_dropped_while_all_are_checked_is_not_damaged(
+    cache: c.Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = entry_of(cache, take(cache))
+    real = c.read_regular
+
+    def read(path: Path) -> bytes:
+        shutil.rmtree(folder, ignore_errors=True)
+        return real(path)
+
+    monkeypatch.setattr(c, "read_regular", read)
+    assert cache.root and c.entries(cache.root, check=True) == []
+
+
+def test_what_was_made_anew_since_it_was_found_damaged_stays(cache: c.Cache) -> None:
+    folder = entry_of(cache, take(cache))
+    sound = (folder / "arrays.safetensors").read_bytes()
+    (folder / "arrays.safetensors").write_bytes(b"damage")
+    assert cache.root
+    damaged = c.entries(cache.root, check=True)
+    (folder / "arrays.safetensors").write_bytes(sound)
+    assert c.put_aside(cache.root, damaged)
+    assert take(cache).hit

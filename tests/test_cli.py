@@ -577,6 +577,14 @@ def test_clearing_a_folder_that_is_no_cache_deletes_nothing(here: Program) -> No
             assert novel.exists(), (place, call)
 
 
+def test_repairing_a_folder_that_is_no_cache_moves_nothing(here: Program) -> None:
+    post = here.folder / "blog" / "entries" / "2024" / "first-post" / "index.md"
+    post.parent.mkdir(parents=True)
+    post.write_text("mine")
+    here("cache", "verify", "--repair", "--cache-dir", "blog", code=77)
+    assert post.read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [

@@ -74,6 +74,23 @@ def test_a_link_to_nowhere_is_one_bad_mesh(tmp_path: Path) -> None:
         viewsets.make(jobs[0])
 
 
+def test_meshes_of_one_name_size_and_time_are_told_apart(tmp_path: Path) -> None:
+    """As two models of an archive may be."""
+    meshes = [tmp_path / folder / "model.stl" for folder in "abcd"]
+    for mesh, content in zip(meshes, (b"one", b"two", b"one", b"two"), strict=True):
+        mesh.parent.mkdir()
+        mesh.write_bytes(content)
+        os.utime(mesh, (0, 0))
+    rig = viewsets.Rig()
+    jobs = list(viewsets.pending([str(mesh) for mesh in meshes], tmp_path / "out", rig))
+    assert [Path(source).parent.name for source, _, _ in jobs] == ["a", "b"], "c and d are the same once more"
+    assert jobs[0][1] == str(viewsets.file_of(tmp_path / "out", str(meshes[0]), rig)) != jobs[1][1]
+    for _, path, _ in jobs:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(b"done")
+    assert not list(viewsets.pending([str(mesh) for mesh in meshes], tmp_path / "out", rig))
+
+
 def test_made_up_solids_can_be_of_chosen_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert name_solids(2, 7, []) == ["solid:7-0", "solid:7-1"]
     named = name_solids(3, 7, ["shoe", "dish"])

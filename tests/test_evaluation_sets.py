@@ -44,7 +44,7 @@ Eval = Callable[..., tuple[str, str]]
 def make(mesh: Path, folder: Path, how: Rig = POCKET) -> Path:
     """Called from the mesh's folder: what a view set draws by chance depends on how its source is spelt."""
     with contextlib.chdir(mesh.parent):
-        return Path(viewsets.make((mesh.name, str(folder), how)))
+        return Path(viewsets.make(next(viewsets.pending([mesh.name], folder, how))))
 
 
 @pytest.fixture(scope="module")

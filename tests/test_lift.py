@@ -24,7 +24,7 @@ from zero123cli.cameras import Viewpoint
 from zero123cli.diffusion import guidance
 from zero123cli.diffusion.viewmodel import Description, ViewModel, look_from
 from zero123cli.diffusion.volume import Framing, Volume, VolumeDescription, volume_grid
-from zero123cli.errors import DivergedError, OutOfMemoryError
+from zero123cli.errors import DivergedError, OutOfMemoryError, UsageError
 from zero123cli.evaluation.oracle import Oracle
 from zero123cli.meshing.shot import look_at, project, shot_of
 from zero123cli.radiance.field import density_at
@@ -346,6 +346,59 @@ def test_an_empty_field_is_noticed_early(ball: Oracle) -> None:
     settings = replace(TINY, steps=200, guidance=(1e-9,), colour=(0.0,), mask=(0.0,), sparsity=(1e4,), rate=0.3)
     with pytest.raises(DivergedError, match="went empty"):
         lift([photo_of(ball)], ball, settings, 0, silent)
+
+
+def test_what_went_wrong_goes_wrong_again(ball: Oracle, tmp_path: Path) -> None:
+    """The last check of a run is at its last step: it may not be got past by going on from there."""
+    settings = replace(TINY, steps=60, guidance=(1e-9,), colour=(0.0,), mask=(0.0,), sparsity=(1e4,), rate=0.3)
+    for _ in range(2):
+        with pytest.raises(DivergedError, match="went empty"):
+            lift([photo_of(ball)], ball, settings, 0, silent, tmp_path)
+
+
+def test_a_run_whose_progress_cannot_be_kept_goes_on(
+    ball: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(stage, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(unfinished, "save", full)
+    said: list[Any] = []
+    lift([photo_of(ball)], ball, TINY, 0, said.append, tmp_path)
+    assert set(codes(said)) == {"checkpoint-not-written"}
+
+
+def test_an_unfinished_run_that_cannot_be_read_starts_anew(ball: Oracle, tmp_path: Path) -> None:
+    (tmp_path / CHECKPOINT).mkdir()
+    said: list[Any] = []
+    lift([photo_of(ball)], ball, TINY, 0, said.append, tmp_path)
+    assert codes(said) == ["checkpoint-damaged"]
+
+
+def test_an_unfinished_run_is_not_taken_for_damaged_for_want_of_memory(
+    ball: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / CHECKPOINT).write_bytes(b"whole")
+
+    def read(raw: bytes) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(unfinished, "read_head", read)
+    with pytest.raises((MemoryError, OutOfMemoryError)):
+        lift([photo_of(ball)], ball, TINY, 0, silent, tmp_path)
+    assert (tmp_path / CHECKPOINT).read_bytes() == b"whole"
+
+
+def test_latents_of_a_model_that_has_none_are_refused() -> None:
+    model, photo = real(small.PIXELS)
+    with pytest.raises(UsageError, match="no latents"):
+        stage.Bench([photo], model, replace(TINY, field="voxels"), 0)
+
+
+def test_steps_that_ask_nothing_of_the_field_pass(ball: Oracle) -> None:
+    nothing = replace(TINY, guidance=(0.0,), photo_every=3, start="blob")
+    lift([photo_of(ball)], ball, nothing, 0, silent)
 
 
 # Pictures of a run ----------------------------------------------------------------------------------------------------

@@ -160,3 +160,15 @@ def test_samples_are_the_same_with_any_number_of_threads() -> None:
         found.append(march(rays, ball(), Marching(), torch.Generator().manual_seed(0)))
     for other in found[1:]:
         assert torch.equal(other.points, found[0].points) and torch.equal(other.ends, found[0].ends)
+
+
+@pytest.mark.parametrize("step", [0.01, 2 * 3**0.5 / 200, 2 * 3**0.5 / 512])
+def test_a_field_that_is_the_same_everywhere_is_occupied_everywhere(step: float) -> None:
+    """However the mean of equal numbers is rounded."""
+    for shift in np.linspace(-3, 3, 40):
+        grid = Occupancy(1.0, cells=20)
+        grid.update(lambda places, shift=shift: torch.full((len(places),), float(np.log1p(np.exp(shift)))), step)
+        assert grid.occupied.all()
+    empty = Occupancy(1.0, cells=20)
+    empty.update(lambda places: torch.zeros(len(places)), step)
+    assert not empty.occupied.any()

@@ -280,7 +280,7 @@ def test_a_cutter_that_would_never_run_is_refused(tmp_path: Path, mask: str) -> 
 
 
 @dataclass(frozen=True)
-class LiftSettings:
+class LiftSettings(settings.LiftSettings):
     lengths: tuple[float, ...] = knob((1.0, 2.0), "lengths, in sides of the box", low=0)
     exact: bool = knob(False, "whether to be exact")
     note: str = knob("", "free text")
@@ -636,3 +636,21 @@ def test_auto_states_that_a_knob_has_no_value(tmp_path: Path) -> None:
 def test_a_flag_is_called_as_people_spell_it() -> None:
     for key, option in (("lift.scale", "--guidance"), ("lift.refine_steps", "--steps"), ("model.name", "--model")):
         assert load(flags={key: {"model.name": "x"}.get(key, 3)}).origins[key] == f"flag {option}"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"lift.low_noise": [0.95]}, 'above the 0.9 of "lift.high_noise"'),
+        ({"lift.high_noise": [0, 0.9, 100, 0.01]}, "at step 100, above the 0.01"),
+        ({"views.sampler": "ddim", "views.steps": 600}, "that of step 600 of 1000"),
+        ({"views.sampler": "ddim", "views.steps": 400}, "that of step 800 of 1000"),
+    ],
+)
+def test_noise_that_cannot_be_is_refused(flags: dict[str, Any], said: str) -> None:
+    assert said in refuse(UsageError, flags=flags)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 50, 250, 300, 500, 999])
+def test_numbers_of_steps_that_span_the_schedule_pass(steps: int) -> None:
+    assert load(flags={"views.sampler": "ddim", "views.steps": steps}).settings.views.steps == steps

@@ -317,7 +317,7 @@ def test_the_exported_file_answers_as_the_network_does(weights: Path, tmp_path: 
 
 @needs_onnx
 def test_training_goes_on_from_the_exported_file(tmp_path: Path) -> None:
-    wide = replace(SMALL, channels=(16, 16, 64))  # the exporter turns small matrices into others under other names
+    wide = replace(SMALL, channels=(16, 16, 96))  # the exporter turns small matrices into others under other names
     weights = write_weights(tmp_path / "w.safetensors", wide)
     path = cutters.export_onnx(weights, tmp_path / "cutter.onnx", {})
     learnt = cutters.load_network(weights).state_dict()

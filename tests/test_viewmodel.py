@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,9 @@ from zero123cli.diffusion.viewmodel import (
     alphas_cumprod,
     clip_input,
     fold_cross_attention,
+    look_from,
 )
+from zero123cli.diffusion.volume import VolumeDescription, render, volume_grid
 
 PHOTO = Viewpoint(0, 12, 1.7)
 POSES = [Viewpoint(90, 0), Viewpoint(-30, 40, 2.0), Viewpoint(180, -10, 1.7)]
@@ -413,4 +415,16 @@ def test_a_lean_model_answers_the_same_and_holds_one_network_at_a_time(monkeypat
     assert ("unet", "cpu") in moves
     moves.clear()
     small.agree(small.answers(model), expected)
-    assert {("unet", "cpu:0"), ("vae", "cpu"), ("clip", "cpu")} <= set(moves)
+    assert {("unet", "cpu:0"), ("clip", "cpu")} <= set(moves)
+    assert ("vae", "cpu") not in moves, "a gradient through it may still be to come"
+
+
+def test_cameras_are_wherever_the_volume_is() -> None:
+    """Shapes alone are computed on the device `meta`, which mixes with no other any more than a card does."""
+    net = VolumeDescription(size=32, depth=16, colour=16, fine=16, channels=(16, 32), blocks=1, attention=(False, True))
+    model = small.make_model(replace(small.PIXELS, tokens="patches", volume=asdict(net))).eval().to("meta")
+    seen = model.condition(small.picture_of(channels=4).to("meta"), Viewpoint())
+    assert seen.volume is not None and seen.volume.occupancy.device.type == "meta"
+    assert volume_grid(seen.volume, look_from([Viewpoint(0, 20)]), 0.6, 8).shape == (4, 8, 8, 8)
+    here, there = look_from([Viewpoint(0, 20)]), look_from([Viewpoint(90, 20)])
+    assert render(seen.volume, here, there, 12).shape == (1, 4, 12, 12)

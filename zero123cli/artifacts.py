@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from safetensors.numpy import load, save
 
+from . import durable
 from .cameras import TRAINING_DISTANCE
 
 T = TypeVar("T")
@@ -158,7 +159,7 @@ def read_head(raw: bytes) -> dict[str, Any]:
 def peek_head(path: Path) -> dict[str, Any]:
     """The facts of a safetensors file of ours, without its tensors; empty for anything else."""
     try:
-        with path.open("rb") as file:
+        with open(durable.open_regular(path), "rb") as file:
             size = file.read(8)
             head = read_head(size + file.read(min(int.from_bytes(size, "little"), MAX_HEAD)))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -28,7 +28,7 @@ from typing import Any, Generic, TypeVar
 
 from . import durable
 from .artifacts import ARRAYS, FACTS, pack, to_json, unpack
-from .errors import BusyError, MissingInputError, OutputError, RefusedError
+from .errors import BusyError, MissingInputError, OutputError, RefusedError, reason_of
 from .machine import peak_memory
 from .watch import Caution, Progress, Watch
 
@@ -36,6 +36,7 @@ LAYOUT = 1  # of entries on disk: another number never meets this one's entries
 MANIFEST = "manifest.json"
 DRAFT_AGE = 24 * 3600.0  # s; older drafts belong to nobody
 PARTIAL_AGE = 7 * DRAFT_AGE  # runs that were broken off earlier are not gone on with
+TAG = "CACHEDIR.TAG"
 CACHEDIR_TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# What zero123 made; safe to delete.\n"
 
 DAMAGE = (OSError, ValueError, KeyError, TypeError, RecursionError)  # what reading a damaged entry can raise
@@ -98,9 +99,9 @@ def step(
         if not cache.refresh and (found := read_alone(cache.root, stage, key, watch)):
             return hit(found, key, started, watch)
         artifact, cautions = run(make, watch)
-        keep(cache, stage, key, artifact, cautions, watch)
-        with contextlib.suppress(OSError):  # it may stay: nothing reads it once the entry is there
-            discard(cache.root / "partial" / (partial or key))
+        if keep(cache, stage, key, artifact, cautions, watch):
+            with contextlib.suppress(OSError):  # it may stay: nothing reads it once the entry is there
+                discard(cache.root / "partial" / (partial or key))
     return Kept(artifact, key, False, time.monotonic() - started, cautions, peak_memory())
 
 
@@ -175,7 +176,7 @@ def entry_folder(root: Path, key: str) -> Path:
 
 
 def read(root: Path, stage: Stage[A], key: str) -> tuple[A, tuple[Caution, ...]] | None:
-    """The kept artifact and its warnings; None if none is kept, or another program's; one of DAMAGE if it is damaged."""
+    """The kept artifact and its warnings; None if none of ours is kept; one of DAMAGE if it is damaged."""
     folder = entry_folder(root, key)
     if not os.path.lexists(folder):
         return None
@@ -245,8 +246,8 @@ def open_seal(raw: bytes) -> dict[str, Any]:
     return content
 
 
-def keep(cache: Cache, stage: Stage[A], key: str, artifact: A, cautions: Sequence[Caution], watch: Watch) -> None:
-    """Publishes an entry. A cache that cannot be written is a warning: the work is done and goes on."""
+def keep(cache: Cache, stage: Stage[A], key: str, artifact: A, cautions: Sequence[Caution], watch: Watch) -> bool:
+    """Publishes an entry; whether it is there. A cache that cannot be written is a warning: the work goes on."""
     assert cache.root is not None
     files = pack(artifact)
     manifest = {
@@ -264,13 +265,16 @@ def keep(cache: Cache, stage: Stage[A], key: str, artifact: A, cautions: Sequenc
             remove(cache.root, folder)
         # A folder that is in the way is whole: `read` put damaged ones aside under the lock.
         durable.publish_folder({**files, MANIFEST: seal(manifest)}, draft, folder)
-        drop_old_drafts(cache.root)
     except OSError as error:
         watch(cannot_keep(cache.root, error))
+        return False
+    with contextlib.suppress(OSError):
+        drop_old_drafts(cache.root)
+    return True
 
 
 def cannot_keep(root: Path, error: OSError) -> Caution:
-    reason = (error.strerror or str(error)).lower()
+    reason = reason_of(error)
     return Caution(
         "cache-not-written",
         f"the cache {root} cannot be written ({reason}): results are not kept",
@@ -305,10 +309,18 @@ def discard(path: Path) -> None:
 def private_folder(root: Path, *names: str) -> Path:
     """A folder in the cache, made if need be, each step of it for its owner alone."""
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    claim(root)
     for name in names:
         root = root / name
         root.mkdir(mode=0o700, exist_ok=True)
     return root
+
+
+def claim(root: Path) -> None:
+    """Marks a folder in which there is nothing yet as a cache: what is not marked is never cleared."""
+    tag = root / TAG
+    if not tag.exists() and all(place.name.startswith(durable.DRAFT) for place in root.iterdir()):
+        durable.write_file(tag, CACHEDIR_TAG, overwrite=True)
 
 
 def drop_old_drafts(root: Path, age: float = DRAFT_AGE) -> int:
@@ -343,7 +355,7 @@ def open_cache(root: Path, *, shared: bool = False, lock_timeout: float = 600.0,
     try:
         if not root.exists():
             root.mkdir(mode=0o700, parents=True)
-            durable.write_file(root / "CACHEDIR.TAG", CACHEDIR_TAG, overwrite=True)
+            claim(root)
         elif not root.is_dir():
             raise OutputError("the cache is not a folder", where=str(root), remedy="choose another with --cache-dir")
     except OSError:
@@ -352,14 +364,13 @@ def open_cache(root: Path, *, shared: bool = False, lock_timeout: float = 600.0,
     if os.name != "nt" and not shared:
         refuse_foreign(root)
     with contextlib.suppress(OSError):
-        if not any(root.iterdir()):  # a folder made for us beforehand
-            durable.write_file(root / "CACHEDIR.TAG", CACHEDIR_TAG, overwrite=True)
+        claim(root)  # made for us beforehand
     return Cache(root, lock_timeout, refresh)
 
 
 def refuse_no_cache(root: Path) -> None:
     """Before anything is deleted: a folder that was never a cache may hold what others keep under the same names."""
-    if root.is_dir() and any(root.iterdir()) and not (root / "CACHEDIR.TAG").is_file():
+    if root.is_dir() and any(root.iterdir()) and not (root / TAG).is_file():
         remedy = "check --cache-dir, or delete what you mean by hand"
         raise RefusedError("this folder was not made as a cache", where=str(root), remedy=remedy)
 
@@ -474,20 +485,30 @@ def entries(root: Path, *, check: bool = False) -> list[Entry]:
                 used = (folder / MANIFEST).lstat().st_mtime
                 size = sum(path.lstat().st_size for path in folder.iterdir())
                 stage = str(open_seal(read_regular(folder / MANIFEST))["stage"])
-                if check:
-                    _, files = read_entry(folder, folder.name)
-                    if set(files) != {ARRAYS, FACTS}:
-                        damage = "unknown files"
+                damage = damage_of(folder) if check else ""
             except DAMAGE as error:
+                if not os.path.lexists(folder):  # dropped meanwhile
+                    continue
                 damage = str(error)
             found.append(Entry(folder.name, stage, size, used, damage, folder))
     return found
 
 
-def put_aside(root: Path, damaged: Sequence[Entry]) -> None:
-    """Takes damaged entries out of use; they are made again when next asked for."""
+def damage_of(folder: Path) -> str:
+    """What is wrong with an entry, every byte of it read; nothing if it is whole, or gone."""
+    try:
+        _, files = read_entry(folder, folder.name)
+    except DAMAGE as error:
+        return str(error) if os.path.lexists(folder) else ""
+    return "" if set(files) == {ARRAYS, FACTS} else "unknown files"
+
+
+def put_aside(root: Path, damaged: Sequence[Entry]) -> bool:
+    """Takes damaged entries out of use, to be made again when next asked for; whether all could be."""
     for entry in damaged:
-        quarantine(root, entry.folder)
+        if damage_of(entry.folder):  # still: it may have been made anew meanwhile
+            quarantine(root, entry.folder)
+    return not any(damage_of(entry.folder) for entry in damaged)
 
 
 def prune(root: Path, max_size: int) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ from .models import (
 from .pipeline import locate_model
 
 DISTRIBUTION = "zero123cli"
+PIP = f"{shlex.quote(sys.executable)} -m pip"
 LITTLE_MEMORY = 4e9  # bytes; less is tight for a mesh
 LITTLE_DISK = 1e9  # bytes in the cache's file system
 
@@ -65,14 +67,12 @@ def look_at_packages() -> Iterator[Finding]:
     try:
         wanted = [Requirement(line) for line in importlib.metadata.requires(DISTRIBUTION) or ()]
     except importlib.metadata.PackageNotFoundError:
-        yield Finding(
-            "packages", "bad", "zero123cli itself is not installed", f"{sys.executable} -m pip install zero123cli"
-        )
+        yield Finding("packages", "bad", "zero123cli itself is not installed", f"{PIP} install zero123cli")
         return
     for need in wanted:
         if need.marker and not need.marker.evaluate({"extra": ""}):
             continue
-        mend = f'{sys.executable} -m pip install "{need.name}{need.specifier}"'
+        mend = f'{PIP} install "{need.name}{need.specifier}"'
         try:
             version = importlib.metadata.version(need.name)
         except importlib.metadata.PackageNotFoundError:
@@ -92,11 +92,12 @@ def look_at_device() -> Finding:
     except UnavailableError as error:
         return Finding("device", "bad", error.what, error.remedy)
     except Exception as error:  # torch's import fails in many ways
-        mend = f"{sys.executable} -m pip install --force-reinstall torch"
+        mend = f"{PIP} install --force-reinstall torch"
         return Finding("device", "bad", f"torch does not load ({type(error).__name__})", mend)
     if backend.device == "cpu" and Path("/dev/nvidia0").exists():
-        mend = f"{sys.executable} -m pip install --force-reinstall torch (a CUDA build)"
-        return Finding("device", "could", f"{backend.name}; there is an NVIDIA card that this torch cannot use", mend)
+        mend = f"{PIP} install --force-reinstall torch"
+        seen = f"{backend.name}; there is an NVIDIA card, for which torch has to be a CUDA build"
+        return Finding("device", "could", seen, mend)
     return Finding("device", "ok", f"{backend.name}, {backend.dtype}")
 
 
@@ -126,7 +127,7 @@ def look_at_cache(root: Path, shared: bool) -> Iterator[Finding]:
         "cache",
         "could" if low else "ok",
         f"{root}, {free / 1e9:.1f} GB free",
-        "zero123 cache prune --max-size 1G" if low else "",
+        f"zero123 cache prune --max-size 1G --cache-dir {shlex.quote(str(root))}" if low else "",
     )
 
 
@@ -175,7 +176,10 @@ def look_at_cutters(root: Path) -> Iterator[Finding]:
             check_cutter(name, path, vars(file_digest(Cache(root), path)))
         except Zero123Error as error:
             yield Finding(
-                f"cutter {name}", "bad", f"{error.where}: {error.what}", f"rm {path} && {fetch_command(name)}"
+                f"cutter {name}",
+                "bad",
+                f"{error.where}: {error.what}",
+                f"rm {shlex.quote(str(path))} && {fetch_command(name)}",
             )
         except OSError as error:
             yield Finding(f"cutter {name}", "bad", f"{path} cannot be read", error.strerror or "")
@@ -192,7 +196,7 @@ def look_at_cutters(root: Path) -> Iterator[Finding]:
 
 def look_at_extras() -> Iterator[Finding]:
     """What is not needed, and what it would bring."""
-    pip = f"{sys.executable} -m pip install"
+    pip = f"{PIP} install"
     extras = (
         ("pi_heif", "HEIC photos", f'{pip} "{DISTRIBUTION}[heic]"'),
         ("tinycudann", "faster hash grids on NVIDIA cards", "see the README of tiny-cuda-nn"),

@@ -14,6 +14,9 @@ import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+DRAFT = ".zero123-"  # how the names of files begin that are not whole yet
+NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)  # of a file system that can sync no folder
+
 O_BINARY = getattr(os, "O_BINARY", 0)  # Windows only
 O_NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # not on Windows, like the two below
 O_NOCTTY = getattr(os, "O_NOCTTY", 0)
@@ -39,9 +42,15 @@ def sync_folder(folder: Path) -> None:
     """Makes a rename inside `folder` last through a power cut, where the platform can sync a folder."""
     if os.name == "nt":
         return
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # written to, though not to be read
+        return
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
     finally:
         os.close(handle)
 
@@ -65,7 +74,7 @@ def write_file(path: Path, data: bytes | Iterable[bytes], *, overwrite: bool) ->
     Without `overwrite` an existing file raises FileExistsError and stays as it is.
     """
     # The name is short whatever the target's is: a 255-byte target still leaves room for it.
-    draft = path.parent / f".zero123-{secrets.token_hex(6)}.tmp"
+    draft = path.parent / f"{DRAFT}{secrets.token_hex(6)}.tmp"
     try:
         write_synced(draft, [data] if isinstance(data, bytes) else data)
         if overwrite:

@@ -137,13 +137,18 @@ NOT_WRITABLE = (
 )
 
 
+def reason_of(error: OSError) -> str:
+    """What the system says of it."""
+    return (error.strerror or str(error)).lower()
+
+
 def writing_failed(error: OSError, where: str) -> Zero123Error:
     """The error a user sees when writing `where` failed."""
-    reason = error.strerror or str(error)
+    reason = reason_of(error)
     if error.errno == errno.ENOMEM:
         return OutOfMemoryError("out of memory", where=where, remedy="close other programs and run it again")
     if error.errno in FULL_DISK:
-        return DiskError(reason.lower(), where=where, remedy="free some space and run it again")
+        return DiskError(reason, where=where, remedy="free some space and run it again")
     if error.errno in NOT_WRITABLE:
-        return OutputError(f"cannot be written: {reason.lower()}", where=where, remedy="choose another place")
-    return DiskError(f"writing failed: {reason.lower()}", where=where, remedy="check the disk and run it again")
+        return OutputError(f"cannot be written: {reason}", where=where, remedy="choose another place")
+    return DiskError(f"writing failed: {reason}", where=where, remedy="check the disk and run it again")

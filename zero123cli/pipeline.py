@@ -12,7 +12,7 @@ from . import models
 from .artifacts import Ask, Cutout, Field, Photo, PhotoCamera, View, Views, peek_head, to_json
 from .cache import Cache, Kept, Stage, digest, entry_key, file_digest, holds, partial_folder, recall, step
 from .cutters import CLASSICAL, Cutter, embedded_cutter, rembg_cutter
-from .errors import MissingInputError, RefusedError, UnavailableError, UsageError, WeightsError
+from .errors import MissingInputError, RefusedError, UnavailableError, UsageError, WeightsError, reason_of
 from .machine import Backend
 from .meshing.mesh import Made
 from .models import (
@@ -389,10 +389,14 @@ def locate_model(name: str) -> Path:
 
 def model_digest(cache: Cache, path: Path) -> str:
     """Digest of a weights file, or of all that shapes the networks of a folder."""
-    if path.is_file():
-        return file_digest(cache, path).sha256
     parts = [part for part in sorted(path.glob("*/*")) if part.suffix in (".json", ".safetensors", ".bin")]
-    return digest(to_json([[part.relative_to(path).as_posix(), file_digest(cache, part).sha256] for part in parts]))
+    try:
+        if path.is_file():
+            return file_digest(cache, path).sha256
+        digests = [[part.relative_to(path).as_posix(), file_digest(cache, part).sha256] for part in parts]
+    except OSError as error:
+        raise MissingInputError(reason_of(error), where=str(error.filename or path), remedy="check --model") from error
+    return digest(to_json(digests))
 
 
 def pick_pose_kind(settings: ModelSettings, name: str, identity: str) -> PoseKind | None:

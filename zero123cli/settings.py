@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from .errors import MissingInputError, SettingsError, UsageError
-from .schedules import is_schedule
+from .schedules import is_schedule, value_at
 
 T = TypeVar("T")
 
@@ -234,15 +234,38 @@ def check_lift(lift: LiftSettings, origins: Mapping[str, str]) -> None:
             raise blame(origins[key])(f'"{key}" is {list(value)} ({origins[key]}), expected {fault}')
 
 
+def check_noise(lift: LiftSettings, origins: Mapping[str, str]) -> None:
+    """At no step is the least noise above the most."""
+    for step in sorted({0, *map(int, lift.low_noise[::2]), *map(int, lift.high_noise[::2])}):
+        low, high = value_at(lift.low_noise, step), value_at(lift.high_noise, step)
+        if low > high:
+            stated = [origins[key] for key in ("lift.low_noise", "lift.high_noise")]
+            raise blame(*stated)(
+                f'"lift.low_noise" ({stated[0]}) is {low:g} at step {step}, above the {high:g} of "lift.high_noise" '
+                f"({stated[1]})",
+                remedy="lower the one or raise the other",
+            )
+
+
 def check(settings: Settings, origins: Mapping[str, str]) -> None:
     """Refuses what is right knob by knob and impossible together."""
     check_lift(settings.lift, origins)
+    check_noise(settings.lift, origins)
     if settings.views.sampler == "ddim-original" and settings.views.steps < 2:
         stated = [origins[key] for key in ("views.steps", "views.sampler")]
         raise blame(*stated)(
             f'"views.steps" is {settings.views.steps} ({stated[0]}) and "views.sampler" is "ddim-original" '
             f"({stated[1]}), which drops the first of its steps",
             remedy="ask for 2 or more, or for another sampler",
+        )
+    views = settings.views
+    spanned = 1000 // views.steps * views.steps
+    if views.sampler == "ddim" and spanned < 900:
+        stated = [origins[key] for key in ("views.steps", "views.sampler")]
+        raise blame(*stated)(
+            f'"views.steps" is {views.steps} ({stated[0]}): with so many "views.sampler" "ddim" ({stated[1]}) would '
+            f"take pure noise for that of step {spanned} of 1000",
+            remedy="ask for 50, 100, 200, 250 or 500, or for another sampler",
         )
     cutout = settings.cutout
     if cutout.mask in ("alpha", "keep") and cutout.cutter != "auto":

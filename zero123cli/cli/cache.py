@@ -64,21 +64,21 @@ def verify(
     cache_dir: options.CacheDir = None,
 ) -> None:
     """Check every byte that is kept; exits 65 when something is damaged."""
-    from ..cache import entries, put_aside
+    from ..cache import entries, put_aside, refuse_no_cache
     from ..errors import CacheDamageError
     from .session import cache_root, name_root
 
     root = cache_root(cache_dir)
+    if repair:
+        refuse_no_cache(root)
     found = entries(root, check=True)
     damaged = [entry for entry in found if entry.damage]
     for entry in damaged:
         screen.result(
             f"{entry.key}  {entry.damage}", {"key": entry.key, "damage": entry.damage, "path": str(entry.folder)}
         )
-    if damaged and repair:
-        put_aside(root, damaged)
     if damaged:
-        stuck = repair and any(entry.folder.exists() for entry in damaged)
+        stuck = repair and not put_aside(root, damaged)
         remedy = "they will be made anew" if repair else f"run: zero123 cache verify --repair{name_root(root)}"
         remedy = "they cannot be put aside: the cache cannot be written to" if stuck else remedy
         raise CacheDamageError(f"{len(damaged)} of {len(found)} entries are damaged", where=str(root), remedy=remedy)

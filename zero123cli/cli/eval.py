@@ -109,7 +109,7 @@ def shape(
     }
     cache = stages.open_cache()
     plan = make_plan(preset, set_, knobs, device, dtype.value, cache)
-    plan = replace(plan, elevation_deg=photo_elevation, threshold=threshold, mirrored=mirrored)
+    plan = replace(plan, threshold=threshold, mirrored=mirrored)
     run = Run(
         title="shape",
         protocol=evaluate.SHAPE_PROTOCOLS[protocol.value],
@@ -172,7 +172,7 @@ def views(
     }
     cache = stages.open_cache()
     plan = make_plan(preset, set_, knobs, device, dtype.value, cache)
-    plan = replace(plan, elevation_deg=photo_elevation, mirrored=mirrored, size=size, views=True)
+    plan = replace(plan, mirrored=mirrored, size=size, views=True)
     name = plan.settings.model.name
     if model in VIEWS or not name:
         asked = model or ""
@@ -242,7 +242,7 @@ def make_plan(
 
     settings = read_settings(preset, set_, knobs).settings
     backend = machine.pick(device, dtype) if settings.model.name else machine.Backend("cpu", "float32", "CPU")
-    return Plan(settings, backend, cache)
+    return Plan(settings, backend, cache, elevation_deg=settings.views.photo_elevation)
 
 
 def measure(run: Run, dataset: Path | None, limit: int, jobs: int, html: Path | None, *, force: bool) -> int:

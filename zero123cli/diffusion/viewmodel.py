@@ -105,12 +105,15 @@ class ViewModel(nn.Module):
         return self.volume is not None
 
     def at_work(self, *names: str) -> None:
-        """Called before networks are used: in a lean model the others make room."""
+        """Called before networks are used: in a lean model the others make room.
+
+        But not the codec: the lift takes its gradient after other networks were at work, on the device where it was.
+        """
         if not self.lean:
             return
         if self.vae is not None:
             self.vae.enable_slicing()
-        for name in ("unet", "clip", "vae", "volume"):
+        for name in ("unet", "clip", "volume"):
             part = getattr(self, name)
             if part is not None and name not in names:
                 part.to("cpu")
@@ -217,7 +220,6 @@ class ViewModel(nn.Module):
 
     def see(self, volume: Volume, photo: Framing, target: Framing) -> Tensor:  # (B, C, h, w)
         """Photos' volumes as the target's cameras see them, as latents."""
-        photo, target = (Framing(way.poses.to(self.device), way.squares.to(self.device)) for way in (photo, target))
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):  # bfloat16 cannot tell pixels apart
             seen = pick_render(self.device)(volume, photo, target, self.description.latent_side)
         return torch.cat([seen[:, :3], seen[:, 3:] * 2 - 1], 1).to(self.dtype)

@@ -178,6 +178,11 @@ class Framing:
     poses: Tensor  # (B, 3): azimuth and elevation in degrees, distance
     squares: Tensor  # (B, 3): middle to the right and up, half side
 
+    def beside(self, volume: Volume) -> Framing:
+        """The same on the volume's device."""
+        device = volume.occupancy.device
+        return Framing(self.poses.to(device), self.squares.to(device))
+
     def axes(self) -> Tensor:  # (B, 3, 3): right, up, back
         azimuth, elevation = torch.deg2rad(self.poses[:, 0]), torch.deg2rad(self.poses[:, 1])
         right = torch.stack([azimuth.cos(), torch.zeros_like(azimuth), -azimuth.sin()], -1)
@@ -212,6 +217,7 @@ def pick(cells: Tensor, places: Tensor) -> Tensor:  # (B, C, D, H, W), (B, ..., 
 
 def volume_grid(volume: Volume, photo: Framing, bound: float, cells: int) -> Tensor:  # (4, G, G, G)
     """Colours and opacities in [0, 1] over x, y, z of the world's box [-bound, bound]^3, of a single volume."""
+    photo = photo.beside(volume)
     along = ((torch.arange(cells, device=photo.poses.device) + 0.5) / cells * 2 - 1) * bound
     world = torch.stack(torch.meshgrid(along, along, along, indexing="ij"), -1)[None]
     places = photo.to_volume(world)
@@ -225,6 +231,7 @@ def render(
     volume: Volume, photo: Framing, target: Framing, size: int, steps: int = 48, reach: float = 0.9
 ) -> Tensor:  # (B, 4, size, size): colours in [-1, 1] on white, and coverage in [0, 1]
     """The volume of the photo's cameras as the target's cameras see it."""
+    photo, target = photo.beside(volume), target.beside(volume)
     across = (torch.arange(size, device=photo.poses.device) + 0.5) / size * 2 - 1
     along = ((torch.arange(steps, device=photo.poses.device) + 0.5) / steps * 2 - 1) * reach
     step, row, column = torch.meshgrid(along, across, across, indexing="ij")

@@ -63,7 +63,7 @@ def sample_model(case: Case, plan: Plan, watch: Watch) -> Pictures:
     """What `zero123 views` answers."""
     settings = plan.settings
     how = settings.views
-    camera = PhotoCamera(how.photo_elevation, TRAINING_DISTANCE)
+    camera = PhotoCamera(plan.elevation_deg, TRAINING_DISTANCE)
     asks = [
         Ask(
             azimuth_deg=within_a_turn(pose.azimuth_deg - case.seat.azimuth_deg),

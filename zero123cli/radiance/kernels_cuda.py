@@ -188,7 +188,8 @@ def launch(
     wide = triton.next_power_of_2(features)
     tables = constants(levels, str(points.device))
     shape = {"features": features, "wide": wide, "block": BLOCK}
-    kernel[grid](*given, *tables, out, len(points), len(levels), **shape, enable_fp_fusion=True)
+    with torch.cuda.device_of(points):  # Triton launches on the current card
+        kernel[grid](*given, *tables, out, len(points), len(levels), **shape, enable_fp_fusion=True)
 
 
 @cache

@@ -75,8 +75,11 @@ class Occupancy(nn.Module):
         self.settle()
 
     def settle(self) -> None:
-        """A cell is occupied if its opacity exceeds the threshold or, in a thin field, the mean."""
-        self.occupied.copy_(self.opacity > self.opacity.mean().clamp(max=self.threshold))
+        """A cell is occupied if its opacity exceeds the threshold or, in a thin field, the mean.
+
+        A field that is the same everywhere does, however its mean is rounded; an empty one does nowhere.
+        """
+        self.occupied.copy_(self.opacity > self.opacity.mean().clamp(max=self.threshold) * (1 - 1e-4))
 
     def is_occupied(self, points: Tensor) -> Tensor:  # (..., 3) -> bool (...)
         """Outside the box nothing is."""

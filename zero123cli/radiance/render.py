@@ -94,9 +94,11 @@ def find_visible(density: Tensor, samples: Samples, faint: float = 0.0) -> Tenso
         kernels_cpu.share(kernels_cpu.see, [(*fixed, *job) for job in kernels_cpu.blocks(len(samples.ends) - 1)])
         return kept
     opacity = 1 - torch.exp(-density * samples.lengths)
-    depth = (density * samples.lengths).double().cumsum(0)
-    before = F.pad(depth, (1, 0))
-    passed = torch.exp(before[samples.ends[:-1]][samples.ray()] - before[:-1])
+    depth, ends, ray = density * samples.lengths, samples.ends, samples.ray()
+    if density.device.type == "mps":  # which knows no doubles
+        depth, ends, ray = depth.cpu(), ends.cpu(), ray.cpu()
+    before = F.pad(depth.double().cumsum(0), (1, 0))
+    passed = torch.exp(before[ends[:-1]][ray] - before[:-1]).to(density)
     return (passed >= kernels_cpu.CLEAR) & (opacity >= faint)
 
 

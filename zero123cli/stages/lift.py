@@ -29,7 +29,7 @@ from ..cameras import Viewpoint
 from ..diffusion.guidance import Levels, Ways, draw_times, guide, levels_between
 from ..diffusion.viewmodel import Description, look_from
 from ..diffusion.volume import volume_grid
-from ..errors import DivergedError, OutOfMemoryError, is_out_of_memory
+from ..errors import DivergedError, OutOfMemoryError, UsageError, is_out_of_memory
 from ..radiance import field as fields
 from ..radiance import losses
 from ..radiance.fit import fit_volume
@@ -40,7 +40,7 @@ from ..radiance.render import Rendering, render
 from ..schedules import stage_at, value_at
 from ..settings import LiftSettings
 from ..watch import Caution, Progress, Watch
-from .unfinished import Preview, State, resume, save
+from .unfinished import Preview, State, resume, save, try_to_save
 from .views import recall
 
 SAVE_SECONDS = 30.0
@@ -138,11 +138,12 @@ def optimise(bench: Bench, state: State, watch: Watch, partial: Path | None) -> 
             watch(Progress("lift", state.step, bench.steps, told(terms), preview.shown))
             look_after(bench, state, terms)
             if partial is not None and time.monotonic() - saved > SAVE_SECONDS:
-                save(state, partial)
+                try_to_save(state, partial, watch)
                 preview.renew(lambda: portray(bench, state))
                 saved = time.monotonic()
-    except BaseException:
-        if partial is not None and not moving and state.step:
+    except BaseException as error:
+        # From a field that has failed its check there is nothing to go on: it would pass without one.
+        if partial is not None and not moving and state.step and not isinstance(error, DivergedError):
             with contextlib.suppress(OSError):  # what ended the run is what is told
                 save(state, partial)
         raise
@@ -158,6 +159,9 @@ class Bench:
         self.references, self.model, self.settings, self.seed = references, model, settings, seed
         self.device = model.device
         self.is_latent = settings.field == "voxels"
+        if self.is_latent and model.description.vae is None:
+            remedy = "name a published model with --model, or choose another preset"
+            raise UsageError("this view model has no latents to lift", where="lift.field", remedy=remedy)
         dtype = getattr(model, "dtype", torch.float32)
         self.conditions = [recall(one.views, one.viewpoint, model.device, dtype) for one in references]
         self.white = white_of(model) if self.is_latent else torch.ones(3, device=self.device)
@@ -266,6 +270,8 @@ def move(state: State, bench: Bench) -> None:
     """One step of the optimiser; a gradient that is not a number moves nothing."""
     state.step += 1
     parameters = [parameter for parameter in state.field.parameters() if parameter.grad is not None]
+    if not parameters:  # nothing was asked of the field at this step
+        return
     norm = torch.stack([parameter.grad.norm() for parameter in parameters if parameter.grad is not None]).norm()
     if bool(torch.isfinite(norm)):
         state.skipped = 0

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import durable
 from ..artifacts import read_head, with_head
-from ..errors import is_out_of_memory
+from ..errors import is_out_of_memory, reason_of
 from ..radiance.field import Field
 from ..radiance.occupancy import Occupancy
 from ..report import encode_png
@@ -55,11 +55,23 @@ def save(state: State, folder: Path) -> None:
     durable.write_file(folder / CHECKPOINT, whole, overwrite=True)
 
 
+def try_to_save(state: State, folder: Path, watch: Watch) -> None:
+    """On the way: a full disk harms the net under the run, not the run."""
+    try:
+        save(state, folder)
+    except OSError as error:
+        text = f"{folder} cannot be written ({reason_of(error)}): a run that is cut off now goes on from before"
+        watch(Caution("checkpoint-not-written", text, "free some space there", about_run=True))
+
+
 def resume(state: State, folder: Path, watch: Watch, *, coarser: bool) -> None:
     """Goes on from what an earlier run left, if it is whole, and not coarser than this one may be."""
     try:
         raw = (folder / CHECKPOINT).read_bytes()
     except FileNotFoundError:
+        return
+    except OSError as error:
+        watch(Caution("checkpoint-damaged", f"the unfinished run cannot be read ({reason_of(error)}): it starts anew"))
         return
     before = copy.deepcopy((state.field.state_dict(), state.occupancy.state_dict(), state.optimiser.state_dict()))
     try:
@@ -85,6 +97,8 @@ def resume(state: State, folder: Path, watch: Watch, *, coarser: bool) -> None:
         state.optimiser.load_state_dict({"state": values, "param_groups": groups})
         state.step, state.parts, state.halved = (int(head[name]) for name in ("step", "parts", "halved"))
     except Exception as error:  # a damaged file raises what it likes
+        if is_out_of_memory(error):
+            raise
         state.field.load_state_dict(before[0])
         state.occupancy.load_state_dict(before[1])
         state.optimiser.load_state_dict(before[2])

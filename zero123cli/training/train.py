@@ -29,7 +29,16 @@ from torch import Tensor, nn
 
 from .. import durable, machine
 from ..artifacts import read_head, with_head
-from ..errors import BusyError, DivergedError, MissingInputError, SettingsError, UnavailableError, WeightsError
+from ..errors import (
+    BusyError,
+    DivergedError,
+    MissingInputError,
+    SettingsError,
+    UnavailableError,
+    WeightsError,
+    is_out_of_memory,
+    reason_of,
+)
 from ..machine import Backend, Peers
 from ..settings import TrainSettings
 from ..watch import Caution, Progress, Watch, silent
@@ -129,6 +138,8 @@ def held(folder: Path) -> Iterator[None]:
         raise BusyError("another run is training here", where=str(folder), remedy=remedy) from None
     except (OSError, RuntimeError):
         pass
+    for draft in folder.glob(f"{durable.DRAFT}*"):  # of a run that was killed as it wrote
+        draft.unlink(missing_ok=True)
     try:
         yield
     finally:
@@ -176,10 +187,15 @@ def train_together(
             if over:
                 break
             continue
-        if (over and not halted) or time.monotonic() - told > settings.look_minutes * 60:
-            look(task, folder, learner, history, seed, settings, number)
+        now = time.monotonic()
+        due = over or now - saved > settings.save_minutes * 60
+        shown = now - told > settings.look_minutes * 60 or (over and not halted)
+        if due or shown:
+            write_log(folder, history)
+        if shown:
+            look(task, folder, learner, seed, settings, number)
             told = time.monotonic()
-        if over or time.monotonic() - saved > settings.save_minutes * 60:
+        if due:
             save(folder, settings, seed, learner, number)
             saved = time.monotonic()
         if over:
@@ -335,22 +351,24 @@ def ask_first(peers: Peers, device: torch.device, answer: bool) -> bool:
 # Looking --------------------------------------------------------------------------------------------------------------
 
 
+def write_log(folder: Path, history: list[dict[str, Any]]) -> None:
+    """Appends what was noted of the steps since the last time."""
+    with open(folder / "log.jsonl", "a") as log:
+        log.write("".join(json.dumps(row) + "\n" for row in history))
+    history.clear()
+
+
 def look(
     task: Task,
     folder: Path,
     learner: Learner,
-    history: list[dict[str, Any]],
     seed: int,
     settings: TrainSettings,
     number: int,
 ) -> None:
-    """Writes the log, the curve, figures on held-back objects and a picture, all of the averaged weights."""
+    """Writes figures on held-back objects and a picture, all of the averaged weights, and the curve of the log."""
     from ..report import encode_png
 
-    lines = "".join(json.dumps(row) + "\n" for row in history)
-    with open(folder / "log.jsonl", "a") as log:
-        log.write(lines)
-    history.clear()
     model = learner.model
     batch = task.draw(np.random.default_rng([seed, 0]), settings.judged, held_back=True)
     device = next(model.parameters()).device
@@ -463,8 +481,7 @@ def begin(model: nn.Module, path: Path) -> None:
         part = next((part for part in parts if all(part + name in tensors for name in wanted)), "")
         model.load_state_dict({name.removeprefix(part): t for name, t in tensors.items() if name.startswith(part)})
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise MissingInputError(reason, where=str(path), remedy="check train.init") from error
+        raise MissingInputError(reason_of(error), where=str(path), remedy="check train.init") from error
     except UnavailableError:
         raise
     except Exception as error:  # a damaged file raises what it likes
@@ -478,9 +495,15 @@ def resume(folder: Path, settings: TrainSettings, seed: int, learner: Learner, w
     for path in reversed(checkpoints(folder)):
         try:
             raw = path.read_bytes()
+        except OSError as error:  # what cannot be read now may be whole: nothing is begun anew over it
+            remedy = "make it readable, or train into another folder"
+            raise MissingInputError(reason_of(error), where=str(path), remedy=remedy) from error
+        try:
             head, tensors = read_head(raw), load_tensors(raw)
             number = head["step"]
         except Exception as error:  # a damaged file raises what it likes
+            if is_out_of_memory(error):
+                raise
             watch(Caution("checkpoint-damaged", f"{path.name} is damaged ({type(error).__name__}) and left out"))
             continue
         if head["identity"] != identity(settings, seed):

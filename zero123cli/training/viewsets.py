@@ -7,6 +7,7 @@ Letters: N views, S side of a picture, R resolution of the occupancy.
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import hashlib
 import json
 import math
@@ -158,12 +159,13 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def file_of(folder: Path, source: str, rig: Rig) -> Path:
-    """Where an object's view set lies: known before it is made."""
+def file_of(folder: Path, source: str, rig: Rig, content: bytes = b"") -> Path:
+    """Where an object's view set lies: known before it is made, and mostly without reading the mesh."""
     how = asdict(rig)
     if rig.inside == "winding":
         del how["inside"]  # as files were named when there was nothing else
-    key = digest(json.dumps([VERSION, source_identity(source), how]))
+    apart = [hashlib.sha256(content).hexdigest()] if content else []
+    key = digest(json.dumps([VERSION, source_identity(source) + apart, how]))
     return folder / "objects" / key[:2] / f"{key[:32]}.safetensors"
 
 
@@ -317,22 +319,30 @@ def hold_back(name: str, share: float = 0.03) -> bool:
 
 def make(job: tuple[str, str, Rig]) -> str:
     """What a worker does: renders an object into its file."""
-    source, folder, rig = job
+    source, path, rig = job
     made = photograph(source, rig)
-    path = file_of(Path(folder), source, rig)
     try:
-        write(path, made)
+        write(Path(path), made)
     except OSError as error:
-        raise writing_failed(error, str(path)) from error
-    return str(path)
+        raise writing_failed(error, path) from error
+    return path
 
 
 def pending(sources: Sequence[str], folder: Path, rig: Rig) -> Iterator[tuple[str, str, Rig]]:
-    """The jobs that are not done yet."""
+    """The jobs that are not done yet: what to render, into which file.
+
+    Two meshes that would be one by their names, sizes and times are told apart by what is in them.
+    """
+    owners: dict[Path, str] = {}
     for source in sources:
         try:
-            done = file_of(folder, source, rig).is_file()
+            path = file_of(folder, source, rig)
+            owner = owners.setdefault(path, source)
+            if owner != source and not filecmp.cmp(owner, source, shallow=False):
+                path = file_of(folder, source, rig, Path(source).read_bytes())
+                owner = owners.setdefault(path, source)
+            done = owner != source or path.is_file()
         except OSError:  # a link to nowhere: making it says so
-            done = False
+            path, done = folder, False
         if not done:
-            yield source, str(folder), rig
+            yield source, str(path), rig
