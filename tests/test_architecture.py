@@ -18,8 +18,8 @@ PACKAGE = Path(zero123cli.__file__).parent
 ROWS = (
     {"errors", "watch", "cameras", "schedules"},
     {"settings", "durable", "machine", "report", "framing", "workers", "diffusion.unpickle", "training.onnxfiles"}
-    | {"scenes.surface", "meshing.shot", "meshing.mesh", "meshing.cleanup"},
-    {"compiled"},
+    | {"scenes.surface", "meshing.shot", "meshing.mesh"},
+    {"compiled", "meshing.cleanup"},
     {"radiance.kernels_cpu"},
     {"models", "artifacts", "diffusion.tensorfiles", "diffusion.ldm", "diffusion.volume"}
     | {"meshing.isosurface", "meshing.texture", "meshing.write"}

@@ -53,7 +53,7 @@ def test_only_the_mesh_is_made_anew(done: dict[str, Any], export: Call) -> None:
     assert facts["settings"]["mesh.faces"] == [100, "flag --faces"]
     assert facts["settings"]["mesh.texture_size"][0] == 64, "what no flag changes is as in the run"
     mesh = trimesh.load("few.stl")
-    assert mesh.is_watertight and mesh.extents[1] == pytest.approx(0.12, rel=1e-3)
+    assert mesh.is_watertight and mesh.extents[2] == pytest.approx(120, rel=1e-3), "as slicers take it"
 
 
 def test_an_export_can_be_exported_but_is_not_the_last_run(

@@ -24,7 +24,7 @@ from zero123cli.cameras import Viewpoint
 from zero123cli.diffusion import guidance
 from zero123cli.diffusion.viewmodel import Description, ViewModel, look_from
 from zero123cli.diffusion.volume import Framing, Volume, VolumeDescription, volume_grid
-from zero123cli.errors import DivergedError, OutOfMemoryError, UsageError
+from zero123cli.errors import DivergedError, NothingFoundError, OutOfMemoryError, UsageError
 from zero123cli.evaluation.oracle import Oracle
 from zero123cli.meshing.shot import look_at, project, shot_of
 from zero123cli.radiance.field import density_at
@@ -134,6 +134,22 @@ def test_a_mesh_reaches_to_the_photos_outline(ball: Oracle, learnt: Kept) -> Non
     shot = shot_of(rgba, 0.0, whole.views.photo_elevation_deg, ROUND.distance, ROUND.fov_deg)
     covered = look_at(shot, mesh.vertices, mesh.faces, side).face >= 0
     assert (mask & covered).sum() / (mask | covered).sum() > 0.99
+
+
+def test_a_level_that_is_given_needs_no_search(ball: Oracle, learnt: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a field in which no ray meets anything solid."""
+
+    def search(*_: Any) -> Any:
+        raise NothingFoundError("no ray meets anything solid")
+
+    monkeypatch.setattr("zero123cli.stages.mesh.choose_level", search)
+    how = MeshSettings(resolution=64, faces=400, texture="none", level=5.0)
+    said: list[Any] = []
+    mesh = make_mesh(learnt, [photo_of(ball)], how, ROUND, said.append)
+    assert (mesh.level, mesh.margin) == (5.0, 1.0)
+    assert len(mesh.faces) == 400 and codes(said) == []
+    mesh = make_mesh(learnt, [photo_of(ball)], replace(how, faces=1), ROUND, said.append)
+    assert len(mesh.faces) > 1 and codes(said) == ["faces"]
 
 
 def test_a_second_photo_says_what_the_first_cannot(ball: Oracle) -> None:

@@ -22,6 +22,7 @@ from zero123cli.meshing.cleanup import (
     mend,
     smooth,
 )
+from zero123cli.meshing.isosurface import extract, look_over
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -132,6 +133,17 @@ def test_degenerate_and_doubled_faces_go() -> None:
     solid = drop_degenerate(Solid(vertices, twice))
     assert len(solid.faces) == len(faces)
     assert is_closed(solid.faces)
+
+
+def test_fewer_faces_leave_no_two_vertices_in_one_place() -> None:
+    """A box with flat sides, of which the simplifier leaves neighbours that differ in the last bit."""
+
+    def box(points: np.ndarray) -> np.ndarray:
+        return np.where((np.abs(points) < (0.5, 0.3, 0.2)).all(1), 50, 0).astype(np.float32)
+
+    vertices, faces = extract(box, look_over(box, cells=64), 10.0, 64)
+    for budget in (300, 1000, 3000):
+        check_solid(clean(vertices, faces, budget=budget))
 
 
 def test_budget_is_kept_and_the_shape_too() -> None:

@@ -16,7 +16,7 @@ from zero123cli.meshing.gate import REQUIREMENTS, SAMPLES, draw, judge, read_bac
 from zero123cli.meshing.mesh import Mesh
 from zero123cli.meshing.shot import Shot
 from zero123cli.meshing.texture import paint
-from zero123cli.meshing.write import UNITS, WRITERS, Placement, placing, write
+from zero123cli.meshing.write import UNITS, WRITERS, Placement, placing, stand, write
 
 SHOT = Shot(np.zeros((96, 96, 4), np.uint8), Viewpoint(0, 15), half=0.4)
 STANDING = Placement("z", "+x", 0.12, "base")
@@ -44,7 +44,7 @@ def save(mesh: Mesh, name: str, folder: Path, placement: Placement = UPRIGHT) ->
 
 
 def matrix_of(mesh: Mesh, placement: Placement, suffix: str = ".glb") -> np.ndarray:
-    matrix = placing(mesh.vertices, placement)
+    matrix = placing(mesh.vertices, stand(placement, suffix))
     matrix[:3] *= UNITS.get(suffix, 1)
     return matrix
 
@@ -68,6 +68,17 @@ def test_every_format_is_measured_right(suffix: str, textured: Mesh, tmp_path: P
     assert verdict.low[2] == pytest.approx(0, abs=1e-6 * unit) and verdict.high[2] == pytest.approx(0.12 * unit)
     assert verdict.texture == (128 if suffix in (".glb", ".obj", ".usdz") else 0)
     assert verdict.coloured == (suffix not in (".stl", ".off"))
+
+
+@pytest.mark.parametrize("suffix", [".glb", ".obj", ".usdz"])
+def test_a_large_texture_is_told_in_its_size(suffix: str, tmp_path: Path) -> None:
+    mesh = paint(Solid(*tetrahedron()), rainbow, size=1500)
+    assert judge(save(mesh, "a" + suffix, tmp_path)).texture == max(mesh.texture.shape[:2]) > 1024
+
+
+def tetrahedron() -> tuple[np.ndarray, np.ndarray]:
+    corners = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) * 0.3
+    return corners, np.array([[0, 1, 2], [0, 3, 1], [0, 2, 3], [1, 3, 2]])
 
 
 @pytest.mark.parametrize("suffix", WRITERS)

@@ -21,7 +21,7 @@ from zero123cli.errors import UsageError
 from zero123cli.meshing.cleanup import Solid
 from zero123cli.meshing.mesh import Mesh
 from zero123cli.meshing.texture import MODES, paint
-from zero123cli.meshing.write import FRONTS, UNITS, WRITERS, About, Placement, make_plain, placing, write
+from zero123cli.meshing.write import FRONTS, UNITS, WRITERS, About, Placement, make_plain, placing, stand, write
 from zero123cli.scenes.surface import to_srgb
 
 TEXTURED = (".glb", ".obj", ".usdz")
@@ -66,11 +66,28 @@ def test_trimesh_opens_it_with_the_same_triangles(
         pytest.importorskip("lxml")
     mesh = meshes[mode]
     opened = load(save(write(mesh, "ring" + suffix, Placement(), ABOUT), tmp_path))
-    matrix = placing(mesh.vertices, Placement())
+    matrix = placing(mesh.vertices, stand(Placement(), suffix))
     expected = (mesh.vertices @ matrix[:3, :3].T + matrix[:3, 3])[mesh.faces] * UNITS.get(suffix, 1)
     assert np.allclose(opened.vertices[opened.faces], expected, rtol=1e-6, atol=1e-6 * UNITS.get(suffix, 1))
     opened.merge_vertices(merge_tex=True, merge_norm=True)
     assert opened.is_watertight and opened.volume > 0 and opened.euler_number == 0
+
+
+@pytest.mark.parametrize(
+    ("suffix", "placement", "up"),
+    [
+        (".glb", Placement(), "y"),
+        (".3mf", Placement(), "z"),
+        (".stl", Placement(), "z"),
+        (".stl", Placement(up="y"), "y"),
+        (".stl", Placement(front="+x"), "z"),
+        (".stl", Placement(front="+z"), "y"),
+        (".glb", Placement(front="-y"), "z"),
+    ],
+)
+def test_what_is_printed_stands_on_the_bed_unless_told_otherwise(suffix: str, placement: Placement, up: str) -> None:
+    assert stand(placement, suffix).up == up
+    placing(np.eye(3), stand(placement, suffix))
 
 
 @pytest.mark.parametrize("mode", MODES)

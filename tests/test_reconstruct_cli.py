@@ -43,12 +43,12 @@ def test_another_texture_size_makes_the_mesh_alone(reconstruct: Any, warm: None)
 
 
 def test_every_format_is_written_at_its_size(reconstruct: Any, warm: None) -> None:
-    heights = {".glb": 0.12, ".obj": 0.12, ".ply": 0.12, ".stl": None, ".3mf": 120.0, ".off": 0.12}
+    heights = {".glb": 0.12, ".obj": 0.12, ".ply": 0.12, ".stl": 120.0, ".3mf": 120.0, ".off": 0.12}
     for suffix, tall in heights.items():
         (facts,) = facts_of(reconstruct("disc.png", "-o", f"m{suffix}", "--json", "--height", "12cm")[0])
         low, high = (np.array(facts["mesh"][name]) for name in ("low", "high"))
-        if tall:
-            assert (high - low)[1] == pytest.approx(tall, rel=1e-3), suffix
+        up = 2 if suffix in (".stl", ".3mf") else 1
+        assert (high - low)[up] == pytest.approx(tall, rel=1e-3), suffix
         assert all(Path(name).is_file() for name in facts["files"])
     assert {path.suffix for path in Path().glob("m.*")} >= {".obj", ".mtl"}
 
@@ -104,7 +104,7 @@ def test_a_second_photo_makes_another_field(reconstruct: Any, warm: None, photo:
         ("--also", "back.png@90,nan"),
         ("--guidance", "-1"),
         ("--up", "x"),
-        ("--front", "y"),
+        ("--front", "up"),
         ("--origin", "corner"),
         ("--require", "beauty"),
         ("--format", "doc"),
@@ -124,10 +124,13 @@ def test_calls_that_cannot_be_right_are_refused_before_any_work(reconstruct: Any
     assert err.startswith("zero123: error[2]: "), err
 
 
-def test_what_is_required_and_not_met_is_82_and_leaves_the_file(reconstruct: Any, warm: None) -> None:
+def test_what_is_required_and_not_met_is_82_and_replaces_nothing(reconstruct: Any, warm: None) -> None:
     _, err = reconstruct("disc.png", "-o", "x.stl", "--require", "textured", code=82)
     assert "not textured" in err
-    assert Path("x.stl").is_file()
+    assert not Path("x.stl").exists()
+    Path("x.stl").write_bytes(b"an earlier one, and good")
+    reconstruct("disc.png", "-o", "x.stl", "--require", "textured", "--force", code=82)
+    assert Path("x.stl").read_bytes() == b"an earlier one, and good"
     reconstruct("disc.png", "-o", "x.glb", "--require", "watertight,textured")
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 SHAPE, FILE = "The mesh", "The file"
 SUFFIXES = (".glb", ".obj", ".ply", ".stl", ".3mf", ".usdz", ".off")
 UNITS = {"mm": 1e-3, "cm": 1e-2, "m": 1.0, "in": 0.0254, "ft": 0.3048}
+TALLEST = 100.0  # m
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,9 @@ class FileFlags:
     format_: Annotated[
         str, typer.Option("--format", help="Of outputs in folders: " + " ".join(SUFFIXES), rich_help_panel=FILE)
     ] = "glb"
-    up: Annotated[str, typer.Option(help="y or z.", rich_help_panel=FILE)] = "y"
+    up: Annotated[
+        str, typer.Option(help="y or z.", show_default="z in .3mf and .stl, else y", rich_help_panel=FILE)
+    ] = ""
     front: Annotated[
         str, typer.Option(help="Such as +x.", show_default="+z, or -y where z is up", rich_help_panel=FILE)
     ] = ""
@@ -130,8 +135,10 @@ def read_height(text: str) -> float:
         metres = float(found[1]) * UNITS[found[2]] if found else 0.0
     except ValueError:
         metres = 0.0
-    if not 1e-6 <= metres <= 1e6:
-        raise UsageError(f"{text!r} is no height", where="--height", remedy="write it such as 12cm, 80mm, 1.2m or 5in")
+    if not 1e-6 <= metres <= TALLEST:
+        raise UsageError(
+            f"{text!r} is no height", where="--height", remedy="write it such as 12cm, 80mm, 1.2m or 5in; 100m at most"
+        )
     return metres
 
 
@@ -148,8 +155,14 @@ def deliver(
     photo = lifted.photos[0]
     told = {"photo": photo.sha256, "model": lifted.model, "licence": lifted.licence, "run": mesh.key}
     files = write(mesh.artifact, item.target.name, wish.placement, About(extras=told))
+    if wish.required:  # before anything of an earlier run is replaced
+        with tempfile.TemporaryDirectory(prefix="zero123-") as draft:
+            for name, data in files.items():
+                Path(draft, name).write_bytes(data)
+            verdict = judge_file(Path(draft, item.target.name), lifted, mesh, loaded, wish.placement)
+        require(verdict, wish.required, str(item.target))
     batch.write_outputs({item.target.with_name(name): data for name, data in files.items()}, force=wish.force)
-    verdict = judge_file(item, lifted, mesh, loaded, wish.placement)
+    verdict = judge_file(item.target, lifted, mesh, loaded, wish.placement)
     stages: dict[str, Kept[Any]] = {"cutout": photo.cutout, "views": photo.views, "lift": lifted.field, "mesh": mesh}
     kept: list[Kept[Any]] = [
         *(part for one in lifted.photos for part in (one.cutout, one.views)), lifted.field, mesh
@@ -185,24 +198,24 @@ def deliver(
         "mesh": asdict(verdict),
     }
     keep_run(cache, facts, watch)
-    require(verdict, wish.required, str(item.target))
     return facts
 
 
-def judge_file(item: Item, lifted: Lifted, mesh: Kept[Made], loaded: Loaded, placement: Placement) -> Verdict:
+def judge_file(path: Path, lifted: Lifted, mesh: Kept[Made], loaded: Loaded, placement: Placement) -> Verdict:
     """What was written, read back and held against the photo."""
     from ..meshing.gate import judge
     from ..meshing.shot import shot_of
     from ..meshing.write import UNITS as FILE_UNITS
-    from ..meshing.write import placing
+    from ..meshing.write import placing, stand
 
     photo, lift = lifted.photos[0], loaded.settings.lift
     shot = shot_of(
         photo.cutout.artifact.rgba, 0.0, photo.views.artifact.photo_elevation_deg, lift.distance, lift.fov_deg
     )
-    matrix = placing(mesh.artifact.vertices, placement)
-    matrix[:3] *= FILE_UNITS.get(item.target.suffix.lower(), 1.0)
-    return judge(item.target, shot, matrix)
+    suffix = path.suffix.lower()
+    matrix = placing(mesh.artifact.vertices, stand(placement, suffix))
+    matrix[:3] *= FILE_UNITS.get(suffix, 1.0)
+    return judge(path, shot, matrix)
 
 
 def tell(facts: dict[str, Any]) -> str:

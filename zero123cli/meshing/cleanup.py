@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import NothingFoundError
+from .mesh import weld
 
 SPECK = 0.01  # share of the largest component's area below which a component is dropped
 PARTED = 0.01  # of the way to its neighbours that a parted vertex moves
@@ -363,4 +364,6 @@ def decimate(solid: Solid, budget: int) -> Solid:
     simplify = importlib.import_module("fast_simplification").simplify
     scale = FINE / max(float(np.ptp(solid.vertices, axis=0).max()), 1e-9)
     vertices, faces = simplify(solid.vertices * scale, solid.faces.astype(np.int32), target_count=budget)
-    return changed(solid, np.asarray(vertices, np.float64) / scale, np.asarray(faces, np.int64))
+    # Two vertices that it leaves a hair apart are one in a file, and what hangs between them is no face.
+    first, which = weld((np.asarray(vertices, np.float64) / scale).astype(np.float32))
+    return changed(solid, np.asarray(vertices, np.float64)[first] / scale, which[np.asarray(faces, np.int64)])

@@ -5,6 +5,7 @@ Letters: V vertices, W places (vertices without seams), F triangles, S side of t
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import zipfile
@@ -26,6 +27,7 @@ from .mesh import sample_texture, weld
 from .shot import Shot, look_at
 
 SIDE = 512  # px of the pictures that are compared, at most
+LARGEST = 8192  # px of a texture's side
 SAMPLES = 2  # a side for each of their pixels
 BEST_PSNR = 99.0  # of equal pictures
 
@@ -43,7 +45,7 @@ class Verdict:
     volume: float  # 0 when it isn't watertight
     low: tuple[float, ...]  # the box
     high: tuple[float, ...]
-    texture: int  # pixels of the longer side; 0 without. Textures over 1024 are read at 1024
+    texture: int  # pixels of the longer side; 0 without
     coloured: bool  # carries colours or a texture, and they are not all the same
     psnr: float = 0.0  # against the photo, dB, inside its mask; on white; 0 without a photo
     mask_iou: float = 0.0  # of the outlines; 0 without a photo
@@ -165,7 +167,7 @@ def compare(surface: Surface, shot: Shot, placed: np.ndarray) -> tuple[float, fl
 
 def read_back(path: Path) -> Surface:
     """The surface in a file that we wrote."""
-    reader = READERS.get(path.suffix.lower(), read_surface)
+    reader = READERS.get(path.suffix.lower(), functools.partial(read_surface, side=LARGEST))
     try:
         return reader(path)
     except (ValueError, KeyError, IndexError, AttributeError, zipfile.BadZipFile, ElementTree.ParseError) as error:

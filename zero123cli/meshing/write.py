@@ -1,7 +1,8 @@
 """A mesh as files: GLB, OBJ, PLY, STL, 3MF, OFF and USDZ, written by hand so that the same mesh gives the same bytes.
 
 GLB follows glTF 2.0, 3MF its core and materials specifications, USDZ the packaging rules (nothing compressed, each
-file's bytes at a multiple of 64). Formats that say a unit are true to size; in the others a unit is a metre.
+file's bytes at a multiple of 64). A unit is a metre, but in what is printed: 3MF is written in millimetres and says so,
+STL in the millimetres that every slicer takes it to be in; and both stand as slicers expect, with z up.
 Letters: V vertices, W places (vertices without seams), F triangles.
 """
 
@@ -32,6 +33,7 @@ LONG_AGO = (1980, 1, 1, 0, 0, 0)  # of all files in archives: the earliest that 
 MILLIMETRES = 1000.0
 AXES = {name: np.array(axis, np.float64) * sign for sign, mark in ((1, "+"), (-1, "-"))
         for name, axis in ((mark + "x", (1, 0, 0)), (mark + "y", (0, 1, 0)), (mark + "z", (0, 0, 1)))}  # fmt: skip
+UPRIGHT = {".3mf": "z", ".stl": "z"}  # y in the others
 FRONTS = {"y": "+z", "z": "-y"}  # where the front looks unless told otherwise: as in glTF, and as in Blender
 
 
@@ -39,7 +41,7 @@ FRONTS = {"y": "+z", "z": "-y"}  # where the front looks unless told otherwise: 
 class Placement:
     """How the object stands in the file."""
 
-    up: str = "y"  # or "z"
+    up: str = ""  # "y" or "z"; empty for the usual one of the format
     front: str = ""  # "+x" and so on; empty for the usual one of that `up`
     height: float = 0.0  # metres along `up`; 0 leaves the longest box side at about 1
     origin: str = "center"  # of the box, or "base": the middle of its underside
@@ -58,15 +60,23 @@ def write(mesh: Mesh, name: str, placement: Placement = Placement(), about: Abou
     suffix = PurePath(name).suffix.lower()
     if suffix not in WRITERS:
         raise UsageError(f"{suffix or 'no suffix'!r} is not a mesh format", remedy=f"use one of {' '.join(WRITERS)}")
-    placed = place(mesh, placing(mesh.vertices, placement))
-    return WRITERS[suffix](placed, name, about, placement.up)
+    standing = stand(placement, suffix)
+    return WRITERS[suffix](place(mesh, placing(mesh.vertices, standing)), name, about, standing.up)
 
 
 # Placing --------------------------------------------------------------------------------------------------------------
 
 
+def stand(placement: Placement, suffix: str) -> Placement:
+    """With the axis that is up, where that was left open: the format's usual one, unless the front lies along it."""
+    usual = UPRIGHT.get(suffix, "y")
+    other = "y" if usual == "z" else "z"
+    return replace(placement, up=placement.up or (other if placement.front[-1:] == usual else usual))
+
+
 def placing(vertices: np.ndarray, placement: Placement) -> np.ndarray:  # (V, 3) -> float64 (4, 4)
     """The matrix from the world to the file's axes, in metres."""
+    placement = stand(placement, "")
     if placement.up not in FRONTS:
         raise UsageError(f"up is {placement.up!r}", remedy="use y or z")
     name = placement.front or FRONTS[placement.up]
@@ -262,7 +272,7 @@ def write_ply(mesh: Mesh, name: str, about: About, up: str) -> dict[str, bytes]:
 
 def write_stl(mesh: Mesh, name: str, about: About, up: str) -> dict[str, bytes]:
     """Binary: the shape alone."""
-    corners = mesh.vertices[mesh.faces]
+    corners = mesh.vertices[mesh.faces] * np.float32(MILLIMETRES)
     cross = np.cross(*(corners[:, k].astype(np.float64) - corners[:, 0] for k in (1, 2)))
     rows = np.zeros(len(corners), [("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("rest", "<u2")])
     rows["normal"] = cross / np.maximum(np.linalg.norm(cross, axis=1, keepdims=True), 1e-300)
@@ -461,4 +471,4 @@ WRITERS: dict[str, Writer] = {
     ".off": write_off,
     ".usdz": write_usdz,
 }
-UNITS = {".3mf": MILLIMETRES}  # units in a metre, where it is not one
+UNITS = {".3mf": MILLIMETRES, ".stl": MILLIMETRES}  # units in a metre, where it is not one

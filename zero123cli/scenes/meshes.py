@@ -17,7 +17,7 @@ from ..errors import MeshError, MissingInputError, Zero123Error
 from .dae import read_dae
 from .gltf import read_glb, read_gltf
 from .obj import read_obj
-from .parts import MAX_BYTES, Part, Shelf, check_size, read_regular
+from .parts import MAX_BYTES, TEXTURE_SIDE, Part, Shelf, check_size, read_regular
 from .ply import read_ply, read_stl
 from .surface import Material, Surface
 
@@ -37,14 +37,17 @@ READERS: dict[str, Callable[[bytes, Shelf], tuple[list[Part], list[Material]]]] 
 }
 
 
-def read_surface(path: Path) -> Surface:
-    """The mesh at `path` with node transforms applied; STL, PLY and OBJ say no axis and are taken as y up."""
+def read_surface(path: Path, side: int = TEXTURE_SIDE) -> Surface:
+    """The mesh at `path` with node transforms applied; STL, PLY and OBJ say no axis and are taken as y up.
+
+    Textures are read at `side` pixels at most.
+    """
     name = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(path))
     data = _read_file(path, name)
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # what Pillow grumbles about is either harmless or refused here
-            return _join(*_read_parts(path, data))
+            return _join(*_read_parts(path, data, side))
     except Zero123Error as error:
         raise MeshError(error.what, where=name, remedy=error.remedy or AGAIN) from error
     except MemoryError as error:
@@ -53,8 +56,8 @@ def read_surface(path: Path) -> Surface:
         raise MeshError(f"malformed or damaged ({type(error).__name__})", where=name, remedy=AGAIN) from error
 
 
-def _read_parts(path: Path, data: bytes) -> tuple[list[Part], list[Material]]:
-    shelf = Shelf(path.parent.resolve(), len(data))
+def _read_parts(path: Path, data: bytes, side: int) -> tuple[list[Part], list[Material]]:
+    shelf = Shelf(path.parent.resolve(), len(data), side)
     kind = path.suffix.lower()
     if data[:4] == b"glTF" or re.match(rb"\s*{", data):
         kind = ".glb" if data[:1] == b"g" else ".gltf"

@@ -99,11 +99,12 @@ def read_regular(path: Path, limit: int, *, follow: bool = True) -> bytes:
 class Shelf:
     """The files beside a mesh and the pictures it shows, within limits."""
 
-    def __init__(self, folder: Path, used: int) -> None:
+    def __init__(self, folder: Path, used: int, side: int = TEXTURE_SIDE) -> None:
         self.folder = folder
+        self.side = side  # pixels of a picture's longer side at most
         self.bytes_left = MAX_BYTES - used
         self.pixels_left = MAX_ALL_PIXELS
-        self.kept_left = MAX_KEPT
+        self.kept_left = max(MAX_KEPT, 4 * side * side)
         self.pictures: dict[str, np.ndarray] = {}
 
     def read(self, name: object) -> bytes:
@@ -140,7 +141,7 @@ class Shelf:
         return texture
 
     def decode(self, data: bytes | memoryview, *, opaque: bool = True) -> np.ndarray:
-        """The picture as uint8 (h, w, 4), at most TEXTURE_SIDE a side; `opaque`: its alpha means nothing."""
+        """The picture as uint8 (h, w, 4), at most that large; `opaque`: its alpha means nothing."""
         try:
             return self.keep(self._decode(bytes(data), opaque))
         except (MeshError, MemoryError):
@@ -156,7 +157,7 @@ class Shelf:
             self.pixels_left -= width * height
             if width * height > MAX_PIXELS or self.pixels_left < 0:
                 raise MeshError(f"a texture of {width} x {height} pixels is too large", remedy="scale it down")
-            scale = min(1.0, TEXTURE_SIDE / max(width, height))
+            scale = min(1.0, self.side / max(width, height))
             size = max(1, round(width * scale)), max(1, round(height * scale))
             image.draft("RGB", size)
             if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion turns white

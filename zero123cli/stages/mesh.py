@@ -20,7 +20,7 @@ from ..meshing.texture import paint
 from ..meshing.thin import round_thin
 from ..radiance.field import colour_at, density_at
 from ..settings import LiftSettings, MeshSettings
-from ..watch import Progress, Watch
+from ..watch import Caution, Progress, Watch
 from .lift import Reference, as_colours, to_field
 
 PARTS = 5
@@ -49,8 +49,8 @@ def make_mesh(
 
     watch(Progress("mesh", 0, PARTS, "looking for the surface"))
     volume = look_over(density, reach=known.description.bound, cells=min(COARSE, settings.resolution))
-    chosen = choose_level(volume, shots)
-    level = settings.level or chosen.value
+    chosen = None if settings.level else choose_level(volume, shots)
+    level = chosen.value if chosen else settings.level
     watch(Progress("mesh", 1, PARTS, f"level {level:.3g}"))
     rounded = round_thin(density, volume, shots[0], level, rim / 2)
     vertices, faces = extract(*fill_inside(*rounded, level), level, settings.resolution)
@@ -63,6 +63,9 @@ def make_mesh(
         smoothing=settings.smoothing,
         watertight=settings.watertight,
     )
+    if 0 < settings.faces < len(solid.faces):
+        text = f"{len(solid.faces)} faces are the fewest that were reached; {settings.faces} were asked for"
+        watch(Caution("faces", text, "leave parts out, or ask for more"))
     watch(Progress("mesh", 3, PARTS, f"fitting the outline of {len(solid.faces)} faces"))
     fitted = replace(solid, vertices=fit_outline(solid.vertices, solid.faces, shots[0]))
     watch(Progress("mesh", 4, PARTS, f"painting {len(solid.faces)} faces"))
@@ -71,7 +74,7 @@ def make_mesh(
     return Made(
         **vars(painted),
         level=level,
-        margin=chosen.margin,
+        margin=chosen.margin if chosen else 1.0,
         dropped=solid.dropped,
         closed=solid.closed,
     )
