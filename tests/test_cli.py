@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import statistics
 import subprocess
 import time
@@ -753,6 +754,16 @@ def test_every_ailment_has_a_remedy_and_ends_in_69(zero123: Program) -> None:
     for what in bad:
         (place,) = (n for n, line in enumerate(lines) if line.startswith(f"BAD {what} "))
         assert lines[place + 1].strip() == found[what]["mend"]
+
+
+def test_a_remedy_is_for_the_cache_that_was_looked_at(
+    here: Program, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zero123cli.checkup.LITTLE_DISK", 1e30)
+    found = findings(here("doctor", "--json", "--cache-dir", "my cache").stdout)
+    words = shlex.split(found["cache"]["mend"])
+    assert words[-2:] == ["--cache-dir", str(here.folder / "my cache")]
+    here(*words[1:])
 
 
 def test_weights_that_are_not_the_published_ones_are_65(here: Program, photo: Photographer) -> None:

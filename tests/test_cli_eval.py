@@ -13,6 +13,8 @@ from conftest import Program
 from test_evaluation import BLOCK, write_net, write_obj
 from test_evaluation_metrics import draw_lpips, sphere
 
+from zero123cli.cache import Cache
+from zero123cli.cli.eval import make_plan
 from zero123cli.errors import MissingInputError
 
 pytest.importorskip("embreex", reason="no ray casting without embreex")
@@ -151,3 +153,8 @@ def test_an_object_keeps_the_code_of_what_went_wrong(run: Eval, objects: Path, m
 def test_the_program_itself_with_workers(zero123: Program, objects: Path) -> None:
     run = zero123("eval", "shape", objects, "--limit", "1", "--model", "inflate", "--json", "--jobs", "2", "-q")
     assert [json.loads(line)["model"] for line in run.stdout.splitlines()] == ["sphere", "extrusion", "inflate"]
+
+
+def test_the_photos_elevation_is_one_setting_wherever_it_is_said() -> None:
+    plan = make_plan(None, ["views.photo_elevation=20"], {}, "cpu", "float32", Cache(None))
+    assert plan.elevation_deg == 20

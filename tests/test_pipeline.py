@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from test_cutters import WEIGHTS, needs_weights
 
 from zero123cli import artifacts, machine, pipeline
 from zero123cli.cache import Cache, open_cache
-from zero123cli.errors import RefusedError, UnavailableError, WeightsError
+from zero123cli.errors import MissingInputError, RefusedError, UnavailableError, WeightsError
 from zero123cli.settings import CutoutSettings
 from zero123cli.watch import silent
 
@@ -173,3 +174,22 @@ def test_weights_say_what_may_be_done_with_them(tmp_path: Path, content: bytes, 
     path.write_bytes(content)
     assert pipeline.written_licence(path) == said
     assert pipeline.written_licence(tmp_path) == ""
+
+
+# What cannot be read --------------------------------------------------------------------------------------------------
+
+
+def test_weights_that_cannot_be_read_are_missing_input(tmp_path: Path) -> None:
+    """As a diffusers folder is whose blobs were pruned."""
+    part = tmp_path / "model" / "unet" / "weights.safetensors"
+    part.parent.mkdir(parents=True)
+    part.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(MissingInputError, match="no such file") as caught:
+        pipeline.model_digest(Cache(None), tmp_path / "model")
+    assert "check --model" in caught.value.remedy
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_named_pipe_for_weights_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "weights")
+    assert artifacts.peek_head(tmp_path / "weights") == {}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import models
 from .artifacts import Ask, Cutout, Field, Photo, PhotoCamera, View, Views, peek_head, to_json
-from .cache import Cache, Kept, Stage, digest, entry_key, file_digest, holds, partial_folder, recall, step
+from .cache import Cache, FileDigest, Kept, Stage, digest, entry_key, file_digest, holds, partial_folder, recall, step
 from .cutters import CLASSICAL, Cutter, embedded_cutter, rembg_cutter
 from .errors import MissingInputError, RefusedError, UnavailableError, UsageError, WeightsError, reason_of
 from .machine import Backend
@@ -37,8 +37,8 @@ if TYPE_CHECKING:  # torch waits until a network is needed
 CUTOUT = Stage("cutout", 2, Cutout)
 VIEWS = Stage("views", 2, Views)
 VIEW = Stage("view", 3, View)
-FIELD = Stage("lift", 1, Field)
-MESH = Stage("mesh", 8, Made)
+FIELD = Stage("lift", 2, Field)
+MESH = Stage("mesh", 9, Made)
 
 
 def cutout(photo: Photo, settings: CutoutSettings, cutter: Cutter, cache: Cache, watch: Watch) -> Kept[Cutout]:
@@ -78,7 +78,7 @@ def pick_cutter(settings: CutoutSettings, cache: Cache, *, licence_accepted: boo
     path = find_cutter(name)
     if path is None:
         raise models.missing(name, "--cutter")
-    found = file_digest(cache, path)
+    found = weights_digest(cache, path, "--cutter")
     check_cutter(name, path, vars(found))
     return rembg_cutter(name, path, found.sha256)
 
@@ -92,7 +92,7 @@ def pick_own_cutter(name: str, cache: Cache) -> Cutter:
         raise WeightsError(
             f"{name} did not come with this zero123", where=str(POCKET_CUTTER.path), remedy="try --cutter classical"
         )
-    return embedded_cutter(weights, file_digest(cache, weights).sha256)
+    return embedded_cutter(weights, weights_digest(cache, weights, "--cutter").sha256)
 
 
 def no_weights(own: str) -> Caution:
@@ -389,14 +389,19 @@ def locate_model(name: str) -> Path:
 
 def model_digest(cache: Cache, path: Path) -> str:
     """Digest of a weights file, or of all that shapes the networks of a folder."""
+    if not path.is_dir():
+        return weights_digest(cache, path, "--model").sha256
     parts = [part for part in sorted(path.glob("*/*")) if part.suffix in (".json", ".safetensors", ".bin")]
+    digests = [weights_digest(cache, part, "--model").sha256 for part in parts]
+    return digest(to_json([[part.relative_to(path).as_posix(), one] for part, one in zip(parts, digests, strict=True)]))
+
+
+def weights_digest(cache: Cache, path: Path, flag: str) -> FileDigest:
+    """Of one file; `flag` is what names the weights."""
     try:
-        if path.is_file():
-            return file_digest(cache, path).sha256
-        digests = [[part.relative_to(path).as_posix(), file_digest(cache, part).sha256] for part in parts]
+        return file_digest(cache, path)
     except OSError as error:
-        raise MissingInputError(reason_of(error), where=str(error.filename or path), remedy="check --model") from error
-    return digest(to_json(digests))
+        raise MissingInputError(reason_of(error), where=str(path), remedy=f"check {flag}") from error
 
 
 def pick_pose_kind(settings: ModelSettings, name: str, identity: str) -> PoseKind | None:

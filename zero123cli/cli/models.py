@@ -331,7 +331,7 @@ def require(known: Known) -> Path:
 
 def check(known: Known, path: Path, watch: Watch) -> bool:
     """Refuses damaged weights; whether there was a published digest for all of them."""
-    from ..errors import WeightsError, writing_failed
+    from ..errors import MissingInputError, WeightsError, reason_of
     from ..models import damage, fetch_command, files_of
 
     published = True
@@ -344,7 +344,7 @@ def check(known: Known, path: Path, watch: Watch) -> bool:
                     f"these are not the published {known.name} weights: {wrong}", where=str(file), remedy=remedy
                 )
     except OSError as error:
-        raise writing_failed(error, str(path)) from error
+        raise MissingInputError(reason_of(error), where=str(path), remedy="make it readable") from error
     return published
 
 

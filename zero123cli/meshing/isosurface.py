@@ -173,7 +173,8 @@ def crop(values: np.ndarray, level: float) -> np.ndarray:
 def box_of(solid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # bool (N, N, N) -> int (3,), int (3,)
     """The lattice points between which it lies, none of them in it; of nothing a box without an inside."""
     spans = [np.flatnonzero(solid.any(tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    return np.array([[span[0] - 1, span[-1] + 1] if len(span) else [0, 0] for span in spans]).T
+    low, high = np.array([[span[0] - 1, span[-1] + 1] if len(span) else [0, 0] for span in spans]).T
+    return low, high
 
 
 @dataclass(frozen=True)
