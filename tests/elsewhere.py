@@ -85,15 +85,17 @@ class Sends(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def autocast(kind: str, **how: Any) -> contextlib.AbstractContextManager[Any]:
-    return contextlib.nullcontext() if kind == NAME else torch.amp.autocast_mode.autocast(kind, **how)
+def autocast(kind: str, *more: Any, **how: Any) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext() if kind == NAME else torch.amp.autocast_mode.autocast(kind, *more, **how)
 
 
 @contextlib.contextmanager
 def a_second_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Its name, while it is there."""
     before = torch.__future__.get_swap_module_params_on_conversion()
+    is_on = torch.is_autocast_enabled
     monkeypatch.setattr(torch, "autocast", autocast)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *kind: kind != (NAME,) and is_on(*kind))
     monkeypatch.setattr(torch, "inference_mode", torch.no_grad)  # in which no class of tensors but torch's may be seen
     module = importlib.import_module("torch.optim.optimizer")
     monkeypatch.setattr(module, "_get_fused_kernels_supported_devices", lambda: ["cpu", NAME])

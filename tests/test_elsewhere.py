@@ -14,6 +14,7 @@ import torch
 from conftest import QUICK
 from elsewhere import a_second_device
 from test_lift import TINY, real
+from test_training_denoisers import FAST, NET, dataset, narrow, pocket, volume_file
 from torch import nn
 
 from zero123cli import machine
@@ -23,7 +24,13 @@ from zero123cli.machine import Backend
 from zero123cli.stages import lift as stage
 from zero123cli.stages import views as views_stage
 from zero123cli.stages.lift import lift
+from zero123cli.training import train
+from zero123cli.training.cutters import CutterTask
+from zero123cli.training.saliency import SaliencyDescription
+from zero123cli.training.volumes import VolumeTask
 from zero123cli.watch import silent
+
+__all__ = ["dataset", "narrow", "volume_file"]  # fixtures
 
 HERE = ("--device", "cpu")  # as the quick way says it
 
@@ -88,3 +95,18 @@ def test_a_lift_with_a_model_that_has_latents(there: str, field: Any, lean: bool
     made = lift([photo], model, terms, 0, silent)
     assert {part.device.type for part in model.vae.parameters()} == {there}
     assert made.weights.size
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("kind", ["volume", "pocket-views", "cutter"])
+def test_training(kind: str, dataset: Path, volume_file: Path, there: str, tmp_path: Path) -> None:
+    seen = SaliencyDescription(size=32, channels=(16, 16, 16), blocks=(1, 1, 1), fine=8)
+    tasks: dict[str, Callable[[], train.Task]] = {
+        "volume": lambda: VolumeTask(dataset, NET),
+        "pocket-views": lambda: pocket(dataset, volume_file),
+        "cutter": lambda: CutterTask(dataset, seen, backdrops=2),
+    }
+    short = replace(FAST, steps=2, batch=2)
+    train.train(tasks[kind](), short, tmp_path, Backend(there, "float32", "elsewhere"), 0, silent)
+    train.train(tasks[kind](), replace(short, steps=3), tmp_path, Backend(there, "float32", "elsewhere"), 0, silent)
+    assert [path.name for path in train.checkpoints(tmp_path)][-1] == "checkpoint-00000003.safetensors"
