@@ -489,7 +489,7 @@ def entries(root: Path, *, check: bool = False) -> list[Entry]:
             except DAMAGE as error:
                 if not os.path.lexists(folder):  # dropped meanwhile
                     continue
-                damage = str(error)
+                damage = str(error) or type(error).__name__
             found.append(Entry(folder.name, stage, size, used, damage, folder))
     return found
 
@@ -499,7 +499,7 @@ def damage_of(folder: Path) -> str:
     try:
         _, files = read_entry(folder, folder.name)
     except DAMAGE as error:
-        return str(error) if os.path.lexists(folder) else ""
+        return (str(error) or type(error).__name__) if os.path.lexists(folder) else ""
     return "" if set(files) == {ARRAYS, FACTS} else "unknown files"
 
 
