@@ -65,7 +65,7 @@ def make_mesh(
     )
     if 0 < settings.faces < len(solid.faces):
         text = f"{len(solid.faces)} faces are the fewest that were reached; {settings.faces} were asked for"
-        watch(Caution("faces", text, "leave parts out, or ask for more"))
+        watch(Caution("faces", text, "ask for more"))
     watch(Progress("mesh", 3, PARTS, f"fitting the outline of {len(solid.faces)} faces"))
     fitted = replace(solid, vertices=fit_outline(solid.vertices, solid.faces, shots[0]))
     watch(Progress("mesh", 4, PARTS, f"painting {len(solid.faces)} faces"))

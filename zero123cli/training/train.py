@@ -138,8 +138,9 @@ def held(folder: Path) -> Iterator[None]:
         raise BusyError("another run is training here", where=str(folder), remedy=remedy) from None
     except (OSError, RuntimeError):
         pass
-    for draft in folder.glob(f"{durable.DRAFT}*"):  # of a run that was killed as it wrote
-        draft.unlink(missing_ok=True)
+    else:
+        for draft in folder.glob(f"{durable.DRAFT}*"):  # of a run that was killed as it wrote
+            draft.unlink(missing_ok=True)
     try:
         yield
     finally:
