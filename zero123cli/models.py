@@ -133,7 +133,7 @@ POCKET = EmbeddedWeights(
 POCKET_CUTTER = EmbeddedWeights(
     "pocket-cutter",
     "pocket-cutter.onnx",
-    "d3bbf69af9de1d21350e83696ab2f3ebdc637ae3cfc55436f6bd5d957f465f39",
+    "6cae43ed61b860e5f011a9db7a2781d0c1112f196cacdfb2426db7acd3e3d5d4",
     "cutter",
     "came with zero123, for where no others are installed",
 )
