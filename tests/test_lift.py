@@ -147,7 +147,7 @@ def test_a_level_that_is_given_needs_no_search(ball: Oracle, learnt: Kept, monke
     said: list[Any] = []
     mesh = make_mesh(learnt, [photo_of(ball)], how, ROUND, said.append)
     assert (mesh.level, mesh.margin) == (5.0, 1.0)
-    assert len(mesh.faces) == 400 and codes(said) == []
+    assert 300 < len(mesh.faces) <= 400 and codes(said) == []
     mesh = make_mesh(learnt, [photo_of(ball)], replace(how, faces=1), ROUND, said.append)
     assert len(mesh.faces) > 1 and codes(said) == ["faces"]
 

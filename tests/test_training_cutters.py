@@ -289,6 +289,9 @@ def write_weights(path: Path, description: SaliencyDescription) -> Path:
             torch.nn.init.uniform_(part.weight, 0.5, 1.5)
             torch.nn.init.normal_(part.running_mean)
             torch.nn.init.uniform_(part.running_var, 0.5, 1.5)
+    for bias in network.parameters():  # nor are two alike, of which the exporter keeps one
+        if bias.ndim == 1:
+            torch.nn.init.uniform_(bias, 0.5, 1.5)
     tensors = {name: t.half() if t.is_floating_point() else t for name, t in network.state_dict().items()}
     save_file(tensors, path, with_head({"kind": "cutter", "description": asdict(description)}))
     return path
