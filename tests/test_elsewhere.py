@@ -51,6 +51,7 @@ def test_the_device_itself(there: str) -> None:
     for mix in (lambda: numbers + torch.ones(2, 3), lambda: numbers @ torch.ones(3, 1)):
         with pytest.raises(RuntimeError, match="mix devices"):
             mix()
+    torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 1)).to(there)
     picture = torch.rand(2, 3, 8, 8).to(there)
     optimiser = torch.optim.Adam(net.parameters(), 1e-2)

@@ -260,8 +260,8 @@ def test_finding_minds_no_mirror() -> None:
 
 @pytest.mark.bench
 def test_it_learns_to_find_discs(task: cutters.CutterTask, dataset: Path, tmp_path: Path) -> None:
-    """A hundred steps of a tiny network are enough to find large discs better than by their usual place."""
-    settings = TrainSettings(task="cutter", steps=100, batch=12, rate=4e-3, warmup=5, judged=48, average=0.95)
+    """Three hundred steps of a tiny network are enough to find large discs better than by their usual place."""
+    settings = TrainSettings(task="cutter", steps=300, batch=12, rate=4e-3, warmup=5, judged=48, average=0.95)
     checkpoint = train.train(task, settings, tmp_path / "run", CPU, 0, silent)
     weights = train.export(checkpoint, tmp_path / "weights.safetensors", task.facts())
     network = cutters.load_network(weights)

@@ -355,7 +355,6 @@ def open_cache(root: Path, *, shared: bool = False, lock_timeout: float = 600.0,
     try:
         if not root.exists():
             root.mkdir(mode=0o700, parents=True)
-            claim(root)
         elif not root.is_dir():
             raise OutputError("the cache is not a folder", where=str(root), remedy="choose another with --cache-dir")
     except OSError:
@@ -364,7 +363,7 @@ def open_cache(root: Path, *, shared: bool = False, lock_timeout: float = 600.0,
     if os.name != "nt" and not shared:
         refuse_foreign(root)
     with contextlib.suppress(OSError):
-        claim(root)  # made for us beforehand
+        claim(root)  # also one that was made for us beforehand
     return Cache(root, lock_timeout, refresh)
 
 

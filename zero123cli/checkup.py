@@ -8,7 +8,6 @@ import os
 import platform
 import shlex
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from .cutters import embedded_cutter
 from .errors import UnavailableError, Zero123Error
 from .models import (
     CUTTERS,
+    PIP,
     POCKET,
     POCKET_CUTTER,
     PREFERRED_CUTTERS,
@@ -33,7 +33,6 @@ from .models import (
 from .pipeline import locate_model
 
 DISTRIBUTION = "zero123cli"
-PIP = f"{shlex.quote(sys.executable)} -m pip"
 LITTLE_MEMORY = 4e9  # bytes; less is tight for a mesh
 LITTLE_DISK = 1e9  # bytes in the cache's file system
 

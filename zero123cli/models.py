@@ -123,6 +123,7 @@ class EmbeddedWeights:
 Published = KnownModel | CutterWeights
 Known = EmbeddedWeights | Published
 
+PIP = f"{shlex.quote(sys.executable)} -m pip"  # as a shell reads it
 POCKET = EmbeddedWeights(
     "pocket",
     "pocket.safetensors",
@@ -354,7 +355,7 @@ def find_cutter(name: str, environ: Mapping[str, str] = os.environ) -> Path | No
 def fetch_command(name: str) -> str:
     """The command that puts weights where they are looked for."""
     if name in EMBEDDED:
-        return f"{shlex.quote(sys.executable)} -m pip install --force-reinstall --no-deps zero123cli"
+        return f"{PIP} install --force-reinstall --no-deps zero123cli"
     return f"zero123 models pull {name}"
 
 

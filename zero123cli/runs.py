@@ -19,7 +19,7 @@ from typing import Any
 
 from . import durable
 from .cache import DAMAGE, Cache, cannot_keep, holds, listing, open_seal, private_folder, read_regular, seal
-from .errors import MeshError, MissingInputError, UsageError
+from .errors import MeshError, MissingInputError, UsageError, reason_of
 from .watch import Watch
 
 LAST = "last"
@@ -116,7 +116,7 @@ def run_in(path: Path) -> str:
                 raise ValueError
             found = json.loads(file.read(length))["asset"]["extras"]["run"]
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = reason_of(error)
         raise MissingInputError(reason, where=str(path), remedy=remedy) from error
     except (ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
         raise MeshError("it names no run of zero123", where=str(path), remedy=remedy) from error

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from .errors import MissingInputError, SettingsError, UsageError
+from .errors import MissingInputError, SettingsError, UsageError, reason_of
 from .schedules import is_schedule, value_at
 
 T = TypeVar("T")
@@ -465,7 +465,7 @@ def _read_toml(path: Path) -> dict[str, object]:
             "is not there", where=where, remedy="`zero123 presets list` shows the presets"
         ) from None
     except OSError as error:
-        raise SettingsError(f"cannot be read: {(error.strerror or str(error)).lower()}", where=where) from None
+        raise SettingsError(f"cannot be read: {reason_of(error)}", where=where) from None
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise SettingsError(f"is not UTF-8 (at line {line})", where=where, remedy="save it as UTF-8") from None

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from ..batch import Outcome
-from ..errors import DiskError, Zero123Error
+from ..errors import DiskError, Zero123Error, reason_of
 from ..watch import Caution, Progress, Watch
 
 COLOURS = {"red": "31", "yellow": "33", "dim": "2"}
@@ -76,7 +76,7 @@ class Screen:
             self.close_stdout()
         except OSError as error:
             self.close_stdout()
-            reason = (error.strerror or str(error)).lower()
+            reason = reason_of(error)
             lost = DiskError(reason, where="standard output", remedy="the outputs themselves are written")
             self.unsaid = lost.exit_code  # the work goes on
             self.error(lost)
@@ -92,7 +92,7 @@ class Screen:
         except OSError as error:
             self.close_stdout()
             if not code:
-                lost = DiskError((error.strerror or str(error)).lower(), where="standard output")
+                lost = DiskError(reason_of(error), where="standard output")
                 self.error(lost)
                 return lost.exit_code
         return code

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from .. import durable
-from ..errors import DiskError, MissingInputError, WeightsError
+from ..errors import DiskError, MissingInputError, WeightsError, reason_of
 from .unpickle import ANOTHER, MAX_RANK, MAX_STREAM, Inert, StorageRef, TensorRef, read_pickle, shown
 
 MAX_HEADER = 100_000_000  # bytes of a safetensors header, as the format says
@@ -221,7 +221,7 @@ def open_tensors(path: Path) -> TensorFile:
 
 
 def _reading_failed(error: OSError, where: str) -> DiskError:
-    reason = (error.strerror or str(error)).lower()
+    reason = reason_of(error)
     return DiskError(f"reading failed: {reason}", where=where, remedy="check the disk and run it again")
 
 

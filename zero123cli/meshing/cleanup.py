@@ -365,5 +365,6 @@ def decimate(solid: Solid, budget: int) -> Solid:
     scale = FINE / max(float(np.ptp(solid.vertices, axis=0).max()), 1e-9)
     vertices, faces = simplify(solid.vertices * scale, solid.faces.astype(np.int32), target_count=budget)
     # Two vertices that it leaves a hair apart are one in a file, and what hangs between them is no face.
-    first, which = weld((np.asarray(vertices, np.float64) / scale).astype(np.float32))
-    return changed(solid, np.asarray(vertices, np.float64)[first] / scale, which[np.asarray(faces, np.int64)])
+    places = np.asarray(vertices, np.float64) / scale
+    first, which = weld(places.astype(np.float32))
+    return changed(solid, places[first], which[np.asarray(faces, np.int64)])

@@ -98,8 +98,8 @@ def find_visible(density: Tensor, samples: Samples, faint: float = 0.0) -> Tenso
     if density.device.type == "mps":  # which knows no doubles
         depth, ends, ray = depth.cpu(), ends.cpu(), ray.cpu()
     before = F.pad(depth.double().cumsum(0), (1, 0))
-    passed = torch.exp(before[ends[:-1]][ray] - before[:-1]).to(density)
-    return (passed >= kernels_cpu.CLEAR) & (opacity >= faint)
+    passed = torch.exp(before[ends[:-1]][ray] - before[:-1])
+    return (passed >= kernels_cpu.CLEAR).to(density.device) & (opacity >= faint)
 
 
 def blend(

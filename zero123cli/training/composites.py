@@ -206,7 +206,7 @@ def add_clutter(ground: Image.Image, chance: Chance, sprites: np.ndarray, count:
     for _ in range(count):
         angle, reach = chance.uniform(0, 2 * np.pi), chance.uniform(0.35, 0.6)
         place = Place(0.5 + reach * np.cos(angle), 0.5 + reach * np.sin(angle), chance.uniform(0.06, 0.28))
-        ground = lay_over(ground, draw_sprite(chance, sprites)[..., (*chance.permutation(3), 3)], place)
+        ground = lay_any(ground, chance, sprites, place)
     return ground
 
 
@@ -214,7 +214,7 @@ def add_crowd(ground: Image.Image, chance: Chance, sprites: np.ndarray) -> Image
     """Many things behind, as on a shelf or in a street."""
     for _ in range(int(chance.integers(5, 15))):
         place = Place(chance.uniform(0, 1), chance.uniform(0, 0.85), chance.uniform(0.1, 0.4))
-        ground = lay_over(ground, draw_sprite(chance, sprites)[..., (*chance.permutation(3), 3)], place)
+        ground = lay_any(ground, chance, sprites, place)
     return ground
 
 
@@ -223,6 +223,11 @@ def add_far_object(ground: Image.Image, chance: Chance, sprites: np.ndarray) -> 
     place = Place(chance.uniform(0, 1), chance.uniform(0, 1), chance.uniform(0.8, 2.5))
     ground = lay_over(ground, draw_sprite(chance, sprites), place)
     return ground.filter(ImageFilter.GaussianBlur(chance.uniform(2, 8)))
+
+
+def lay_any(ground: Image.Image, chance: Chance, sprites: np.ndarray, place: Place) -> Image.Image:
+    """Something or other, in other colours."""
+    return lay_over(ground, draw_sprite(chance, sprites)[..., (*chance.permutation(3), 3)], place)
 
 
 def lay_over(ground: Image.Image, sprite: np.ndarray, place: Place) -> Image.Image:  # uint8 (S, S, 4)
