@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet --constraint constraints.txt
 
-.PHONY: demo test check bench gpu clean help
+.PHONY: demo test slow check bench gpu clean help
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -16,15 +16,18 @@ demo: $(VENV)/installed ## the main job on the photo in assets/
 	@$(BIN)/zero123 reconstruct assets/coffee.jpg -o out/coffee.glb --force
 	@ls -l out/coffee.glb
 
-test: $(VENV)/tested ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not bench" $(ARGS)
+test: $(VENV)/tested ## the tests, some minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not bench" $(ARGS)
+
+slow: $(VENV)/tested ## the longer tests beside them: whole chains, and further cases of what `test` shows by one
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "slow and not bench" $(ARGS)
 
 check: $(VENV)/checked ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/tested ## what takes long or measures
+bench: $(VENV)/tested ## what measures, or takes minutes
 	$(BIN)/python -m pytest -m bench -s $(ARGS)
 
 gpu: $(VENV)/tested ## what a CUDA card changes: its code paths tested, then measured

@@ -265,7 +265,7 @@ def here(
 SMALL = (
     "--model small.safetensors --device cpu --dtype float32 --steps 8 --faces 600 --texture-size 64 --resolution 64"
     " --set lift.size=16 --set lift.photo_size=24 --set lift.fineness=48 --set lift.cells=16 --set lift.walk=1"
-    " --set lift.batch=1 --set lift.guidance=0.001 --set lift.start=blob"
+    " --set lift.batch=1 --set lift.guidance=0.001 --set lift.start=blob --set cutout.size=128"
 )
 QUICK = tuple(SMALL.split())
 

@@ -275,6 +275,7 @@ def test_sigkill_at_any_system_call_leaves_no_entry_that_reads_as_finished(
 
 
 @posix
+@pytest.mark.slow
 def test_kill_then_torn_file_then_run_is_right(tmp_path: Path) -> None:
     """A power cut may also tear what a kill left: cut it, zero a part of it, or swap two parts."""
     chance = random.Random(0)
@@ -602,7 +603,7 @@ print(made)
 
 
 @posix
-@pytest.mark.parametrize("locks", ["alive", "dead"])
+@pytest.mark.parametrize("locks", ["alive", pytest.param("dead", marks=pytest.mark.slow)])
 def test_many_processes_making_the_same_entry_all_succeed(tmp_path: Path, locks: str) -> None:
     rounds, racers = 5, 4
     here = {"PYTHONPATH": str(Path(__file__).parent)}

@@ -717,6 +717,7 @@ def test_a_sound_installation_is_well(zero123: Program, cache_root: Path) -> Non
     assert str(cache_root) in found["cache"]["found"]
 
 
+@pytest.mark.slow
 def test_every_ailment_has_a_remedy_and_ends_in_69(zero123: Program) -> None:
     """A missing package, damaged weights, the package's own too, and a cache that is not ours to use, all at once."""
     models, shared = zero123.folder / "models", zero123.folder / "shared"

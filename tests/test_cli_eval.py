@@ -98,6 +98,7 @@ def test_views_without_weights_say_so(run: Eval, objects: Path, tmp_path: Path) 
     assert last["minus"]["white"]["psnr"]["mean"] > 30
 
 
+@pytest.mark.slow
 def test_two_runs_are_compared_object_by_object(run: Eval, objects: Path, tmp_path: Path) -> None:
     for model, limit in (("sphere", 2), ("inflate", 0)):
         out, _ = run("shape", objects, "--limit", limit, "--model", model, "--json", "-q")
@@ -150,6 +151,7 @@ def test_an_object_keeps_the_code_of_what_went_wrong(run: Eval, objects: Path, m
     assert [one["code"] for one in lines(out)[-1]["skipped"]] == [66]
 
 
+@pytest.mark.slow
 def test_the_program_itself_with_workers(zero123: Program, objects: Path) -> None:
     run = zero123("eval", "shape", objects, "--limit", "1", "--model", "inflate", "--json", "--jobs", "2", "-q")
     assert [json.loads(line)["model"] for line in run.stdout.splitlines()] == ["sphere", "extrusion", "inflate"]

@@ -106,6 +106,7 @@ def test_made_up_solids_can_be_of_chosen_kinds(monkeypatch: pytest.MonkeyPatch) 
             name_solids(count, 0, kinds)
 
 
+@pytest.mark.slow
 def test_a_dataset_that_cannot_be_written_is_not_the_meshes_fault(folder: Path) -> None:
     (folder / "file").write_text("")
     for out in (folder / "file", folder / "file" / "below"):
@@ -122,6 +123,7 @@ def test_a_dataset_that_cannot_be_written_is_not_the_meshes_fault(folder: Path) 
     assert run.returncode == 74 and "error[74]" in run.stderr and "free some space" in run.stderr
 
 
+@pytest.mark.slow
 def test_pack_and_train_from_it(here: Program, dataset: Path, folder: Path) -> None:
     packed = folder / "packed.safetensors"
     assert here("data", "pack", dataset, "-o", packed, "--views", "2").stdout == f"{packed}\n"

@@ -100,6 +100,7 @@ def test_a_lift_with_a_model_that_has_latents(there: str, field: Any, lean: bool
 
 @pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("kind", ["volume", "pocket-views", "cutter"])
+@pytest.mark.slow
 def test_training(kind: str, dataset: Path, volume_file: Path, there: str, tmp_path: Path) -> None:
     seen = SaliencyDescription(size=32, channels=(16, 16, 16), blocks=(1, 1, 1), fine=8)
     tasks: dict[str, Callable[[], train.Task]] = {

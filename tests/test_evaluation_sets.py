@@ -158,6 +158,7 @@ def measure_shape(case: Case, model: str, plan: Plan = SHAPES) -> dict[str, floa
     return evaluate.measure_paper(*solids) | answer.facts
 
 
+@pytest.mark.slow
 def test_rows_are_the_same_by_cells_as_by_the_mesh(made: dict[str, Path], meshes: Path) -> None:
     case = case_of(made["block"], SHAPES)
     exact = replace(case, truth=upright(made["block"], meshes))

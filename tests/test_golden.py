@@ -72,10 +72,10 @@ def write_pipeline(checkpoint: Path, state: dict[str, torch.Tensor], folder: Pat
     "write",
     [
         None,
-        pytest.param(write_safetensors, marks=pytest.mark.bench),
-        pytest.param(write_bare, marks=pytest.mark.bench),
-        write_compact,
-        write_pipeline,
+        pytest.param(write_safetensors, marks=pytest.mark.slow),
+        pytest.param(write_bare, marks=pytest.mark.slow),
+        pytest.param(write_compact, marks=pytest.mark.slow),
+        pytest.param(write_pipeline, marks=pytest.mark.slow),
     ],
 )
 def test_every_recorded_array_is_met(write, checkpoint: Path, state: dict[str, torch.Tensor], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]  # one of the functions above

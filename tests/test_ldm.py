@@ -254,14 +254,17 @@ def told_of(file: Path, state: Mapping[str, Tensor], ema: bool) -> str:
     return "loaded"
 
 
-@pytest.mark.parametrize("ema", [False, True], ids=["raw", "averaged"])
+@pytest.mark.parametrize("ema", [pytest.param(False, marks=pytest.mark.slow), True], ids=["raw", "averaged"])
 def test_a_missing_tensor_is_refused_by_name(file: Path, state: dict[str, Tensor], ema: bool) -> None:
     names = needed(state, ema) + [ldm.EMA + "diffusion_modelinput_blocks00weight"] * ema
     said = {name: told_of(file, {other: state[other] for other in state if other != name}, ema) for name in names}
     assert {name: told for name, told in said.items() if name not in told} == {}
 
 
-@pytest.mark.parametrize("change", ["longer", "another rank", "empty"])
+@pytest.mark.parametrize(
+    "change",
+    [pytest.param("longer", marks=pytest.mark.slow), pytest.param("another rank", marks=pytest.mark.slow), "empty"],
+)
 def test_a_tensor_of_another_shape_is_refused_by_name(file: Path, state: dict[str, Tensor], change: str) -> None:
     def wrong(tensor: Tensor) -> Tensor:
         if change == "longer":

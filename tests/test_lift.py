@@ -96,7 +96,9 @@ def overlap(artifact: Kept, truth: Any, bound: float = TINY.bound) -> float:
 # With an oracle -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["clean", "sds", "sjc"])
+@pytest.mark.parametrize(
+    "kind", ["clean", pytest.param("sds", marks=pytest.mark.slow), pytest.param("sjc", marks=pytest.mark.slow)]
+)
 def test_an_oracle_and_the_lift_recover_a_ball(ball: Oracle, learnt: Kept, kind: str) -> None:
     again = ROUND.kind != kind
     artifact = lift([photo_of(ball)], ball, replace(ROUND, kind=kind), 0, silent) if again else learnt
@@ -262,6 +264,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(ball: Oracle, tmp_path: 
     assert (again.weights == whole.weights).all()
 
 
+@pytest.mark.slow
 def test_a_run_whose_folder_is_cleared_away_goes_on(
     ball: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,6 +322,7 @@ def test_a_checkpoint_that_is_whole_in_part_leaves_nothing_behind(ball: Oracle, 
     assert (again.weights == whole.weights).all()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_within_a_step_ends_with_the_same_bits(ball: Oracle, tmp_path: Path) -> None:
     """Where something is has just been looked up: it must not be looked up twice."""
     settings = replace(TINY, steps=2 * stage.LOOK + 2)
@@ -420,6 +424,7 @@ def test_steps_that_ask_nothing_of_the_field_pass(ball: Oracle) -> None:
 # Pictures of a run ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_preview_shows_the_field_from_four_sides_and_changes_nothing(
     ball: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

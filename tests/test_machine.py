@@ -51,6 +51,7 @@ for kind in ("config", "cache", "log", "data"): setattr(platformdirs, f"user_{ki
 """
 
 
+@pytest.mark.slow
 def test_a_user_without_a_home_can_do_what_needs_none(zero123: Program, photo: Photographer) -> None:
     """As the number of a user that a container knows nothing of."""
     photo("a.png", 1)

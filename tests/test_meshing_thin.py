@@ -55,7 +55,9 @@ def surface(field: Field, shot: Shot) -> tuple[np.ndarray, np.ndarray]:
     return extract(*round_thin(field, first_look(field), shot, LEVEL, SOFT), LEVEL, 128)
 
 
-@pytest.mark.parametrize("field", [faint, crumbled, ball], ids=["faint", "crumbled", "unknown"])
+@pytest.mark.parametrize(
+    "field", [faint, pytest.param(crumbled, marks=pytest.mark.slow), ball], ids=["faint", "crumbled", "unknown"]
+)
 def test_what_the_photo_shows_of_a_stick_is_a_rod_on_the_ball(field: Field) -> None:
     shot = picture_of(faint, LEVEL / 12)
     assert extract(field, first_look(field), LEVEL, 128)[0][:, 1].max() < 0.22 or field is crumbled
@@ -71,12 +73,13 @@ def test_what_the_photo_shows_of_a_stick_is_a_rod_on_the_ball(field: Field) -> N
     assert np.abs(middle[[0, 2]]).max() < (0.1 if field is ball else 0.025)
 
 
+@pytest.mark.slow
 def test_the_coarse_look_misses_nothing_of_the_field() -> None:
     field, volume = round_thin(faint, first_look(faint), picture_of(faint, LEVEL / 12), LEVEL, SOFT)
     assert (volume.values >= first_look(field).values * 0.999).all()
 
 
-@pytest.mark.parametrize("slant", [0.0, 0.5])
+@pytest.mark.parametrize("slant", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_a_hair_is_whole(slant: float) -> None:
     """Thinner than the cells of the first look."""
 

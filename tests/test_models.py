@@ -170,6 +170,7 @@ def test_what_came_with_the_program_is_known_sound_and_stays(zero123: Program, n
     assert row["name"] == "pocket" and row["kind"] == "view" and row["path"] == str(models.POCKET.path)
 
 
+@pytest.mark.slow
 def test_what_did_not_come_whole_is_installed_again(zero123: Program) -> None:
     assets = zero123.folder / "parts"
     assets.mkdir()
@@ -267,6 +268,7 @@ def test_a_hub_file_lands_where_the_hubs_own_client_finds_it(shop: Shop) -> None
     assert not shop.partials()
 
 
+@pytest.mark.slow
 def test_a_diffusers_folder_is_pulled_with_one_variant(shop: Shop) -> None:
     folder = Path(shop.pull("folder").stdout.strip())
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
@@ -280,6 +282,7 @@ def test_a_diffusers_folder_is_pulled_with_one_variant(shop: Shop) -> None:
     assert not list(shop.hub_cache.rglob("*lab--folder*"))
 
 
+@pytest.mark.slow
 def test_a_folder_counts_only_when_all_of_it_is_there(shop: Shop) -> None:
     shop.parts["unet/diffusion_pytorch_model.fp16.safetensors"].codes = [404]
     shop.pull("folder", code=69)
@@ -367,6 +370,7 @@ def test_offline_is_heeded(shop: Shop, env: dict[str, str]) -> None:
     assert shop.server.asked() == []
 
 
+@pytest.mark.slow
 def test_several_are_pulled_and_the_gravest_exit_code_is_met(shop: Shop) -> None:
     run = shop.pull("plain", "nowhere", "other", "tinycut", "--json", code=69)
     rows = {row.get("name", row.get("input")): row["code"] for row in map(json.loads, run.stdout.splitlines())}

@@ -42,6 +42,7 @@ def test_another_texture_size_makes_the_mesh_alone(reconstruct: Any, warm: None)
     assert [stage["hit"] for stage in facts["stages"].values()] == [True, True, True, False]
 
 
+@pytest.mark.slow
 def test_every_format_is_written_at_its_size(reconstruct: Any, warm: None) -> None:
     heights = {".glb": 0.12, ".obj": 0.12, ".ply": 0.12, ".stl": 120.0, ".3mf": 120.0, ".off": 0.12}
     for suffix, tall in heights.items():
@@ -142,6 +143,7 @@ def test_an_existing_mesh_is_kept_unless_forced(reconstruct: Any, warm: None) ->
     assert Path("x.glb").read_bytes()[:4] == b"glTF"
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_ends_with_the_same_bytes(reconstruct: Any, warm: None, zero123: Program) -> None:
     long = (*QUICK, "--steps", "12", "--texture", "vertex")
     reconstruct("disc.png", "-o", "a.glb", "--cache-dir", "other", quick=long)

@@ -272,7 +272,11 @@ train.told_terms = told_terms
 TRAINING = "train train-pocket-volume --data . -o run --batch 8 --device cpu --dtype float32 --set train.judged=2"
 
 
-@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [SIGNALS[0], *(pytest.param(number, marks=pytest.mark.slow) for number in SIGNALS[1:])],
+    ids=lambda number: number.name,
+)
 def test_stopped_training_keeps_its_last_step(zero123: Program, start: Start, number: signal.Signals) -> None:
     running = start(WAIT_IN_TRAINING, *TRAINING.split(), "--steps", "100000")
     running.wait_for_it()
@@ -292,6 +296,7 @@ def test_stopped_training_keeps_its_last_step(zero123: Program, start: Start, nu
     assert f"goes on from step {steps} " in err
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_same_folder_is_refused_while_the_first_is_at_it(start: Start) -> None:
     first = start(WAIT_IN_TRAINING, *TRAINING.split(), "--steps", "3")
     first.wait_for_it()

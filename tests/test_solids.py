@@ -137,6 +137,7 @@ def test_beasts_are_long_and_stand_on_the_ground() -> None:
     assert np.median([abs(low[1]) for low, _ in boxes]) < 0.1
 
 
+@pytest.mark.slow
 def test_every_creature_is_in_one_piece() -> None:
     for name, (make, _) in CREATURES.items():
         for seed in range(6):
@@ -146,6 +147,7 @@ def test_every_creature_is_in_one_piece() -> None:
             assert np.bincount(pieces.ravel())[1:].max() > 0.85 * fills.sum(), (name, seed, count)
 
 
+@pytest.mark.slow
 def test_shoes_are_about_twice_as_long_as_wide() -> None:
     z = np.linspace(-0.5, 0.5, 15)
     block = loft(z, np.full(15, 0.2), np.full(15, 0.3), np.zeros(15), np.zeros(15), flat=True)

@@ -319,6 +319,7 @@ def test_the_exported_file_answers_as_the_network_does(weights: Path, tmp_path: 
 
 
 @needs_onnx
+@pytest.mark.slow
 def test_training_goes_on_from_the_exported_file(tmp_path: Path) -> None:
     wide = replace(SMALL, channels=(16, 16, 96))  # the exporter turns small matrices into others under other names
     weights = write_weights(tmp_path / "w.safetensors", wide)

@@ -506,6 +506,7 @@ def test_the_papers_latents_are_a_scaled_sample_and_a_plain_mode(bases: dict[str
     torch.testing.assert_close(concat, posterior.mode())
 
 
+@pytest.mark.slow
 def test_the_papers_model_is_trained_continued_exported_and_sampled_from(
     bases: dict[str, Path], paper_dataset: Path, tmp_path: Path
 ) -> None:

@@ -517,6 +517,7 @@ def test_an_output_in_a_folder_that_is_not_there(call: Call) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are others on Windows")
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_where_it_was_and_a_third_is_all_hits_without_torch(
     zero123: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -170,6 +170,7 @@ print(torch.get_num_threads())
 """
 
 
+@pytest.mark.slow
 def test_rendering_leaves_torch_the_threads_that_it_was_allowed() -> None:
     """Numba's threads and torch's are OpenMP's: starting the ones must not give the others more."""
     told = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}
