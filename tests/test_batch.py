@@ -95,15 +95,51 @@ def test_folders_patterns_and_repetitions_name_each_photo_once(
     monkeypatch.chdir(tmp_path)
     for name in ("in/b.png", "in/a.JPG", "in/c.webp", "in/.hidden.png", "in/notes.txt", "in/deep/d.png"):
         photo(name)
-    os.symlink("b.png", tmp_path / "in" / "same.png")
+    os.symlink("in", tmp_path / "too")
     assert gather(["in"]) == (["in/a.JPG", "in/b.png", "in/c.webp"], [])
-    assert gather(["in/b.png", "in", "./in/b.png"]) == (["in/b.png", "in/a.JPG", "in/c.webp"], [])
+    assert gather(["in/b.png", "in", "./in/b.png", "too/b.png"]) == (["in/b.png", "in/a.JPG", "in/c.webp"], [])
     assert gather(["in/*.png"]) == (["in/b.png"], [])
     assert gather(["-", "-"]) == (["-"], [])
     found, missing = gather(["in/*.gif", "none.png", "in/deep"])
     assert found == ["in/deep/d.png"]
     assert [outcome.source for outcome in missing] == ["in/*.gif", "none.png"]
     assert {outcome.exit_code for outcome in missing} == {66}
+
+
+def test_each_name_of_a_photo_has_its_output(here: Program, photo: Photographer, tmp_path: Path) -> None:
+    """As where large files are links into a store."""
+    photo("store/1.png")
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "b.png"):
+        os.symlink("../store/1.png", tmp_path / "in" / name)
+    run = here("cutout", "in/a.png", "in/b.png", "-o", "out")
+    assert run.stdout.splitlines() == ["out/a.png", "out/b.png"]
+
+
+@pytest.mark.parametrize(("folder", "where"), [("in", ("-o", "in/{stem}_cut.png")), ("in", ("-o", "in/")), (".", ())])
+def test_a_folder_that_holds_its_own_outputs_can_be_run_again(
+    here: Program, photo: Photographer, tmp_path: Path, folder: str, where: tuple[str, ...]
+) -> None:
+    photo(f"{folder}/a.jpg", 1)
+    photo(f"{folder}/b.jpg", 2)
+    first = here("cutout", folder, *where)
+    again = here("cutout", folder, *where)
+    assert again.stdout == first.stdout and len(again.stdout.splitlines()) == 2
+    assert again.stderr.count("is what another photo becomes: left out") == 2
+    made = tmp_path / first.stdout.splitlines()[0]
+    before = made.read_bytes()
+    made.write_bytes(photo_bytes(5))
+    assert "it exists" in here("cutout", folder, *where, code=73).stderr
+    made.write_bytes(before)
+    assert "would replace an input" in here("cutout", folder, *where, "--force", code=2).stderr
+    assert "would replace an input" in here("cutout", folder, made, *where, code=2).stderr
+
+
+def test_what_only_looks_like_an_output_is_a_photo(here: Program, photo: Photographer) -> None:
+    photo("in/a_cut_cut.png", 1)
+    photo("in/a.png", 2)
+    run = here("cutout", "in", "-o", "in/{stem}_cut.png")
+    assert run.stdout.splitlines() == ["in/a_cut.png", "in/a_cut_cut_cut.png"]
 
 
 def test_a_folder_that_is_called_like_a_photo_is_none(tmp_path: Path) -> None:

@@ -362,6 +362,40 @@ def test_a_run_without_finite_gradients_ends_and_keeps_its_last_good_field(ball:
         lift([photo_of(ball)], sick, replace(TINY, steps=100), 0, silent, tmp_path)
 
 
+def test_a_gradient_that_is_none_slows_nothing_afterwards(ball: Oracle) -> None:
+    bench = stage.Bench([photo_of(ball)], ball, TINY, 0)
+    state = stage.begin(bench, silent)
+    for value in (float("nan"), 1.0):
+        for parameter in state.field.parameters():
+            parameter.grad = torch.full_like(parameter, value)
+        before = [parameter.detach().clone() for parameter in state.field.parameters()]
+        stage.move(state, bench)
+        moved = [not torch.equal(a, b) for a, b in zip(before, state.field.parameters(), strict=True)]
+        assert any(moved) == (value == 1.0)
+    assert state.optimiser.param_groups[0]["lr"] == TINY.rate
+
+
+def test_fog_of_a_voxel_field_is_never_passed_over() -> None:
+    """It begins as fog everywhere: cells that count for empty would get no gradient any more."""
+    model, photo = real()
+    bench = stage.Bench([photo], model, replace(TINY, field="voxels", bound=1.0), 0)
+    state = stage.begin(bench, silent)
+    with torch.no_grad():
+        for parameter in state.field.parameters():
+            parameter.normal_()
+    state.step = stage.LOOK
+    stage.refresh(state, bench)
+    assert bool(state.occupancy.occupied.all()) and bench.faint(state.occupancy) == 0.0
+    assert not bench.marching.stratified, "as published"
+    pixels = stage.Bench([photo], model, TINY, 0)
+    assert pixels.marching.stratified and pixels.faint(state.occupancy) == 1e-3
+    full = stage.Bench([photo], model, replace(TINY, field="full"), 0)
+    state.occupancy.opacity.fill_(0.004)
+    assert full.faint(state.occupancy) == pytest.approx(0.004)
+    state.occupancy.opacity.fill_(0.4)
+    assert full.faint(state.occupancy) == pytest.approx(0.01)
+
+
 def test_an_empty_field_is_noticed_early(ball: Oracle) -> None:
     settings = replace(TINY, steps=200, guidance=(1e-9,), colour=(0.0,), mask=(0.0,), sparsity=(1e4,), rate=0.3)
     with pytest.raises(DivergedError, match="went empty"):
@@ -651,3 +685,21 @@ def test_drawn_poses_keep_to_the_band_and_come_from_the_seed(ball: Oracle) -> No
     assert all(-10 <= pose.elevation_deg <= 45 and 1.8 <= pose.distance <= 2.2 for pose in poses)
     assert len({round(pose.azimuth_deg / 30) for pose in poses}) >= 12
     assert look_from(poses).poses.shape == (500, 3)
+
+
+def test_directions_of_a_cube_s_points_are_seldom_overhead(ball: Oracle) -> None:
+    """Shares of the published way of drawing, counted from a million of its draws."""
+    bench = stage.Bench([photo_of(ball)], ball, TINY, 0)
+    settings = replace(TINY, elevations=(-14.5, 90.0), directions="cube")
+    poses = stage.draw_poses(settings, 4000, bench.chance(0, 3), Viewpoint(0, 10, 2.0))
+    found = np.array([pose.elevation_deg for pose in poses])
+    assert found.min() >= -14.5
+    vectors = np.random.default_rng(0).uniform(-1, 1, (1_000_000, 3))
+    degrees = np.degrees(np.arcsin(vectors[:, 2] / np.linalg.norm(vectors, axis=1)))
+    wanted = degrees[degrees >= -14.5]
+    for limit in (0, 30, 60, 75):
+        assert (found > limit).mean() == pytest.approx((wanted > limit).mean(), abs=0.025)
+    turns = np.histogram([pose.azimuth_deg for pose in poses], 8, (0, 360))[0]
+    assert turns.min() > 400
+    nowhere = stage.draw_poses(replace(settings, elevations=(10.0, 10.0)), 3, bench.chance(0, 3), Viewpoint(0, 10, 2.0))
+    assert [pose.elevation_deg for pose in nowhere] == pytest.approx([10, 10, 10])

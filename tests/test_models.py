@@ -190,6 +190,13 @@ def test_what_did_not_come_whole_is_installed_again(zero123: Program) -> None:
         assert again in zero123.wrapped(elsewhere, "models", verb, "pocket-cutter", code=69).stderr
 
 
+def test_nothing_is_converted_into_its_own_place(here: Program) -> None:
+    path = here.folder / "w.safetensors"
+    path.write_bytes(models.POCKET.path.read_bytes())
+    assert "would replace an input" in here("models", "convert", path, "-o", path, "--force", code=2).stderr
+    assert path.read_bytes() == models.POCKET.path.read_bytes()
+
+
 def test_a_cutter_is_not_said_to_be_unknown(zero123: Program) -> None:
     assert "u2net is a cutter" in zero123("models", "inspect", "u2net", code=2).stderr
     assert "did you mean pocket?" in zero123("models", "inspect", "poket", code=2).stderr

@@ -14,7 +14,7 @@ from test_cutout import composite, disc, listen, photo_of
 from test_cutters import WEIGHTS, needs_weights
 
 from zero123cli import artifacts, machine, pipeline
-from zero123cli.cache import Cache, open_cache
+from zero123cli.cache import Cache, file_digest, open_cache
 from zero123cli.errors import MissingInputError, RefusedError, UnavailableError, WeightsError
 from zero123cli.settings import CutoutSettings
 from zero123cli.watch import silent
@@ -193,3 +193,5 @@ def test_weights_that_cannot_be_read_are_missing_input(tmp_path: Path) -> None:
 def test_a_named_pipe_for_weights_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "weights")
     assert artifacts.peek_head(tmp_path / "weights") == {}
+    with pytest.raises(OSError, match="a named pipe"):
+        file_digest(Cache(None), tmp_path / "weights")

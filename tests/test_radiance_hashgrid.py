@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from zero123cli.radiance import hashgrid
 from zero123cli.radiance.hashgrid import ENCODERS, GridDescription, encode, lay_out, make_table, rows_of
 
 SMALL = GridDescription(levels=4, features=2, table_log2=11, base=5, growth=1.8)  # two levels dense, two hashed
@@ -98,6 +99,29 @@ def derive(encoder: str, grid: GridDescription) -> list[Tensor]:
 def test_twins_have_the_definition_s_derivatives_twice(encoder: str, grid: GridDescription) -> None:
     for ours, theirs in zip(derive(encoder, grid), derive("torch", grid), strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-5 * float(theirs.abs().max()), rtol=1e-3)
+
+
+def test_second_derivatives_are_taken_some_points_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    points, table, grad = setting(SMALL, 40)
+    ways = torch.linspace(-1, 1, points.numel()).view_as(points)
+    whole = hashgrid.differentiate(points, ways, table, grad, SMALL)
+    monkeypatch.setattr(hashgrid, "AT_ONCE", 7)
+    for ours, theirs in zip(hashgrid.differentiate(points, ways, table, grad, SMALL), whole, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_triton_that_cannot_start_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without a C compiler: it is found when the first kernel is to run."""
+
+    def refuse() -> hashgrid.Kernels:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(hashgrid, "is_installed", lambda name: True)
+    monkeypatch.setattr(hashgrid, "triton_kernels", refuse)
+    hashgrid.why_no_triton.cache_clear()
+    assert hashgrid.usual_encoder("cuda") == "torch"
+    assert "Failed to find C compiler" in hashgrid.why_no_triton()
+    hashgrid.why_no_triton.cache_clear()
 
 
 def test_the_definition_s_gradients_are_differences() -> None:

@@ -100,6 +100,7 @@ def test_a_second_photo_makes_another_field(reconstruct: Any, warm: None, photo:
     [
         ("--height", "tall"),
         ("--height", "-3cm"),
+        ("--height", ""),
         ("--also", "back.png"),
         ("--also", "back.png@x"),
         ("--also", "back.png@90,nan"),
@@ -108,6 +109,7 @@ def test_a_second_photo_makes_another_field(reconstruct: Any, warm: None, photo:
         ("--front", "up"),
         ("--origin", "corner"),
         ("--require", "beauty"),
+        ("--require", ""),
         ("--format", "doc"),
         ("--photo-elevation", "high"),
         ("--resolution", "100"),

@@ -189,5 +189,5 @@ def test_what_ffmpeg_complains_of_is_passed_on(only: Path, script: str) -> None:
     put(only, script)
     with pytest.raises(Zero123Error) as caught:
         encode_animation(rainbow(8), ".mp4")
-    assert caught.value.remedy == "no such encoder"
-    assert not isinstance(caught.value, UnavailableError)
+    assert "no such encoder" in str(caught.value)
+    assert isinstance(caught.value, UnavailableError)

@@ -14,9 +14,19 @@ from typing import Any, Literal
 
 import pytest
 
-from zero123cli import settings
+from zero123cli import models, settings
 from zero123cli.errors import MissingInputError, SettingsError, UsageError, Zero123Error
-from zero123cli.settings import CutoutSettings, Loaded, Settings, describe, differences, flatten, knob, load
+from zero123cli.settings import (
+    CutoutSettings,
+    Loaded,
+    Settings,
+    describe,
+    differences,
+    flatten,
+    knob,
+    list_presets,
+    load,
+)
 
 SHIPPED = Path(settings.__file__).parent.parent / "presets"
 
@@ -654,3 +664,24 @@ def test_noise_that_cannot_be_is_refused(flags: dict[str, Any], said: str) -> No
 @pytest.mark.parametrize("steps", [1, 4, 50, 250, 300, 500, 999])
 def test_numbers_of_steps_that_span_the_schedule_pass(steps: int) -> None:
     assert load(flags={"views.sampler": "ddim", "views.steps": steps}).settings.views.steps == steps
+
+
+def test_a_model_s_own_recipe_is_for_who_asks_for_no_preset(tmp_path: Path) -> None:
+    for name in ("cpu", "its-own"):
+        (tmp_path / f"{name}.toml").write_text(f'summary = "s"\n[lift]\nsteps = {len(name)}\n')
+    (tmp_path / "user.toml").write_text('[model]\nname = "known"\n')
+    recipes = {"known": "its-own"}
+    plain = {"preset_folders": [tmp_path], "recipes": recipes}
+    assert (load(**plain).preset, load(**plain).settings.lift.steps) == ("cpu", 3)
+    for stated in ({"flags": {"model.name": "known"}}, {"user_file": tmp_path / "user.toml"}):
+        found = load(**plain, **stated)
+        assert (found.preset, found.settings.lift.steps) == ("its-own", 7)
+        assert load(**plain, **stated, preset="cpu").preset == "cpu"
+        assert load(**plain, **stated, environ={"ZERO123_PRESET": "cpu"}).preset == "cpu"
+
+
+def test_every_published_model_has_a_recipe_here_and_on_a_card() -> None:
+    presets = {info.name for info in list_presets([SHIPPED])}
+    assert {*models.recipes(on_card=True).values(), *models.recipes(on_card=False).values()} <= presets
+    assert models.recipes(on_card=True)["stable-zero123"] == "stable-zero123"
+    assert models.recipes(on_card=True)["zero123-xl"] == "zero123-xl"

@@ -331,6 +331,8 @@ def test_json_tells_what_was_made(call: Call) -> None:
         ("", "--azimuth"),
         ("--azimuth 90 --poses poses.csv", "one way"),
         ("--count 4 --poses poses.csv", "one way"),
+        ("--poses poses.csv --elevation 10", "has its own"),
+        ("--poses poses.csv --distance 0.5", "has its own"),
         ("--azimuth 90 --azimuth 180 --count 4", "one way"),
         ("--count 0", "--count"),
         ("--count 361", "--count"),

@@ -81,8 +81,22 @@ def gather(inputs: Sequence[str]) -> tuple[list[str], list[Outcome]]:
             else:
                 photos = [match]
             for photo in photos:
-                found.setdefault(photo if photo == STDIN else os.path.realpath(photo), photo)
+                found.setdefault(place_of(photo), photo)
     return list(found.values()), missing
+
+
+def place_of(source: str) -> str:
+    """The same however it is spelt. Links are files of their own: each has an output under its own name."""
+    if source == STDIN:
+        return source
+    folder, name = os.path.split(source)
+    return os.path.join(os.path.realpath(folder), name)
+
+
+def unnamed(sources: Sequence[str], inputs: Sequence[str]) -> list[str]:
+    """Those that were only found, in a folder or by a pattern."""
+    named = {place_of(given) for given in inputs}
+    return [source for source in sources if place_of(source) not in named]
 
 
 def photos_in(folder: str) -> list[str]:
@@ -109,8 +123,27 @@ def plan(
     default: str = "",  # of an output without `out`, if it is another
     beside: Callable[[str], Sequence[str]] = lambda name: (),  # names of the further files of an output of that name
     also: Sequence[str] = (),  # further inputs
+    found: Sequence[str] = (),  # sources that nobody named: what an earlier run made of the others is left out
 ) -> list[Item]:
-    """Where each output goes: `out` is a file for one input, else a folder or a template with {stem}.
+    """Where each output goes, nothing over another or over an input."""
+    items = lay_out(sources, out, suffixes=suffixes, lost=lost, name=name, default=default, beside=beside)
+    made = outputs_among(items, found)
+    items = [item for item in items if item.source not in made]
+    refuse_clashes(items, also)
+    return items
+
+
+def lay_out(
+    sources: Sequence[str],
+    out: str | None,
+    *,
+    suffixes: Sequence[str],
+    lost: int = 0,
+    name: str = "{stem}",
+    default: str = "",
+    beside: Callable[[str], Sequence[str]] = lambda name: (),
+) -> list[Item]:
+    """Each output's place: `out` is a file for one input, else a folder or a template with {stem}.
 
     The first of `suffixes` is used in folders.
     """
@@ -127,12 +160,24 @@ def plan(
             raise UsageError(
                 f'outputs of the kind "{item.target.suffix}" are not written here', where="-o", remedy=f"use {known}"
             )
-    items = [
+    return [
         replace(item, beside=tuple(item.target.with_name(other) for other in beside(item.target.name)))
         for item in items
     ]
-    refuse_clashes(items, also)
-    return items
+
+
+def outputs_among(items: Sequence[Item], found: Sequence[str]) -> set[str]:
+    """Sources that are outputs of others."""
+    made: set[str] = set()
+    targets: dict[str, list[str]] = {}
+    for item in items:
+        for target in item.targets:
+            targets.setdefault(os.path.realpath(target), []).append(item.source)
+    for source in sorted({item.source for item in items} & {*found}, key=lambda source: (len(source), source)):
+        makers = {*targets.get(os.path.realpath(source), [])} - {source}
+        if makers - made:
+            made.add(source)
+    return made
 
 
 def as_template(out: str, count: int, name: str) -> str:

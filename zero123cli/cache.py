@@ -449,7 +449,7 @@ def file_digest(cache: Cache, path: Path) -> FileDigest:
         with contextlib.suppress(*DAMAGE):
             return FileDigest(**open_seal(read_regular(memo)))
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
+    with open(durable.open_regular(path), "rb") as file:
         while chunk := file.read(1 << 20):
             sha256.update(chunk)
             md5.update(chunk)

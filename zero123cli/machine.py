@@ -100,14 +100,14 @@ def project_file() -> Path | None:
     except FileNotFoundError:  # the current folder was deleted
         return None
     for folder in (here, *here.parents):
-        if (folder / "zero123.toml").is_file():
+        if os.path.isfile(folder / "zero123.toml"):
             return folder / "zero123.toml"
     return None
 
 
 def user_file() -> Path | None:
     folder = config_folder()
-    return folder / "config.toml" if folder and (folder / "config.toml").is_file() else None
+    return folder / "config.toml" if folder and os.path.isfile(folder / "config.toml") else None
 
 
 def cutter_folders(name: str, environ: Mapping[str, str] = os.environ) -> list[Path]:
@@ -186,6 +186,11 @@ def pick(device: str = "auto", dtype: str = "auto") -> Backend:
 def may_have_accelerator() -> bool:
     """Whether it is worth asking torch."""
     return sys.platform == "darwin" or os.name == "nt" or Path("/dev/nvidia0").exists() or Path("/dev/kfd").exists()
+
+
+def may_be_cuda(device: str) -> bool:
+    """Whether what is asked for is or may well be a CUDA card."""
+    return device.startswith("cuda") or (device == "auto" and sys.platform != "darwin" and may_have_accelerator())
 
 
 def refuse_deleted_folder() -> None:

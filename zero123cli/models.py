@@ -284,6 +284,13 @@ def table() -> dict[str, Known]:
     return {**EMBEDDED, **KNOWN, **CUTTERS}
 
 
+def recipes(on_card: bool) -> dict[str, str]:
+    """The preset that lifts with each published model as its makers do, or as a CPU can."""
+    if not on_card:
+        return dict.fromkeys(KNOWN, "stable-zero123-cpu")
+    return {name: "stable-zero123" if known.pose_kind == "stable" else "zero123-xl" for name, known in KNOWN.items()}
+
+
 def look_up(name: str) -> Known:
     """What the table says of a view model or a cutter."""
     known = table()
@@ -347,7 +354,7 @@ def find_cutter(name: str, environ: Mapping[str, str] = os.environ) -> Path | No
     """The weights file of a cutter, where rembg itself would find it."""
     for folder in machine.cutter_folders(name, environ):
         path = folder / CUTTERS[name].file
-        if path.is_file():
+        if os.path.isfile(path):
             return path
     return None
 

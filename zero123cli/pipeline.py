@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # torch waits until a network is needed
 CUTOUT = Stage("cutout", 2, Cutout)
 VIEWS = Stage("views", 2, Views)
 VIEW = Stage("view", 3, View)
-FIELD = Stage("lift", 2, Field)
+FIELD = Stage("lift", 3, Field)
 MESH = Stage("mesh", 9, Made)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .errors import UnavailableError, Zero123Error
+from .errors import UnavailableError
 
 MARGIN = 6  # px around each picture of a sheet
 FRAME_TIME = 120  # ms a frame of a turntable
@@ -62,11 +62,16 @@ def encode_animation(pictures: Sequence[np.ndarray], suffix: str) -> bytes:
     return page.getvalue()
 
 
-def encode_mp4(frames: Sequence[Image.Image]) -> bytes:
-    """Through the user's own ffmpeg, fed by a pipe: the file must be seekable, hence fragmented."""
+def find_ffmpeg() -> str:
     program = shutil.which("ffmpeg")
     if program is None:
         raise UnavailableError("ffmpeg is not installed", where=".mp4", remedy="install it, or write .webp or .gif")
+    return program
+
+
+def encode_mp4(frames: Sequence[Image.Image]) -> bytes:
+    """Through the user's own ffmpeg, fed by a pipe: the file must be seekable, hence fragmented."""
+    program = find_ffmpeg()
     width, height = (side - side % 2 for side in frames[0].size)  # H.264 wants even sides
     rate = f"{1000 / FRAME_TIME:.4f}"
     command = [program, "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
@@ -75,7 +80,8 @@ def encode_mp4(frames: Sequence[Image.Image]) -> bytes:
     run = subprocess.run(command, input=raw, capture_output=True)
     if run.returncode:
         reason = run.stderr.decode(errors="replace").strip().splitlines()
-        raise Zero123Error("ffmpeg failed", where=".mp4", remedy=reason[-1] if reason else "write .webp or .gif")
+        why = f" ({reason[-1]})" if reason else ""
+        raise UnavailableError(f"ffmpeg failed{why}", where=".mp4", remedy="write .webp or .gif")
     return run.stdout
 
 

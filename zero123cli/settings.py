@@ -8,6 +8,7 @@ A new knob is one line in its dataclass: reading, naming, checking and describin
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import re
@@ -134,6 +135,7 @@ class LiftSettings:
     distance_spread: float = knob(0.0, "share by which distances vary", low=0, high=0.5)
     fov_deg: float = knob(38.58, "field of view of the cameras, degrees", low=1, high=120)
     elevations: tuple[float, ...] = knob((-10.0, 60.0), "lowest and highest camera, degrees", low=-90, high=90)
+    directions: Literal["band", "cube"] = knob("band", "how cameras are drawn: over a band, or as a cube's points lie")
     size: tuple[float, ...] = knob((64,), "side of the pictures from around, px; jumps", low=0, high=1e9)
     photo_size: tuple[float, ...] = knob(
         (96,), "side of the picture from where the photo was taken, px; jumps", low=0, high=1e9
@@ -191,6 +193,7 @@ class TrainSettings:
     warmup: int = knob(200, "steps over which the rate rises", low=0, high=1_000_000)
     fall: float = knob(0.2, "last share of the steps, over which the rate falls to a tenth", low=0, high=1)
     decay: float = knob(0.01, "weight decay", low=0, high=1)
+    inertia: float = knob(0.99, "share of the gradient's mean square that a step keeps", low=0, high=0.999999)
     clip: float = knob(1.0, "largest norm of a step's gradient", low=0, high=1e6)
     compile: bool = knob(False, "compile the networks first: faster steps, and a C++ compiler is needed on a CPU")
     average: float = knob(0.999, "share of the averaged weights that a step keeps", low=0, high=1)
@@ -513,7 +516,10 @@ def _pop_text(stated: dict[str, object], key: str, where: object) -> str | None:
 
 def _find_presets(folders: Sequence[Path]) -> dict[str, Path]:
     """Every preset by name; the first folder that has a name wins."""
-    paths = [path for folder in reversed(folders) for path in folder.glob("*.toml")]
+    paths: list[Path] = []
+    for folder in reversed(folders):
+        with contextlib.suppress(OSError):  # of another user
+            paths += folder.glob("*.toml")
     return {path.stem: path for path in paths if PRESET_NAME.fullmatch(path.stem)}
 
 
@@ -607,6 +613,7 @@ def load(
     project_file: Path | None = None,
     user_file: Path | None = None,
     preset_folders: Sequence[Path] = (),  # the first that has a name wins; without any, the default preset is empty
+    recipes: Mapping[str, str] = types.MappingProxyType({}),  # presets by model, for calls that ask for none
 ) -> Loaded:
     """The settings of this call, and where each came from."""
     knobs = {row.key: row for row in describe(Settings)}
@@ -619,15 +626,17 @@ def load(
         (DEFAULT_PRESET, "default"),
     ]
     name, asker = next((name, asker) for name, asker in asked if name is not None)
-    layers = [
-        *(_preset_layers(name, asker, preset_folders) if preset_folders or asker != "default" else []),
+    stated = [
         _Layer(user, dict.fromkeys(user, f"user file {user_file}"), path=str(user_file)),
         _Layer(project, dict.fromkeys(project, f"project file {project_file}"), path=str(project_file)),
         _environment_layer(environ, knobs),
         _set_layer(set_flags),
         _flag_layer(flags),
     ]
-    loaded = _settle(layers, knobs, name)
+    if asker == "default" and recipes:
+        name = recipes.get(_settle(stated, knobs, name).settings.model.name, name)
+    below = _preset_layers(name, asker, preset_folders) if preset_folders or asker != "default" else []
+    loaded = _settle([*below, *stated], knobs, name)
     check(loaded.settings, loaded.origins)
     return loaded
 

@@ -47,13 +47,15 @@ def cutout(
     from .. import batch, photos, pipeline
     from ..cache import digest
     from ..report import encode_png
-    from .session import read_settings, record, run_items
+    from .session import read_settings, record, run_items, tell_left_out
 
     flags = {"cutter": cutter, "mask": mask, "keep": keep, "foreground_ratio": foreground_ratio, "size": size}
     loaded = read_settings(preset, set_, {f"cutout.{name}": value for name, value in flags.items()})
     settings = loaded.settings.cutout
     sources, missing = batch.gather(inputs)
-    items = batch.plan(sources, out, default="{stem}_cutout", suffixes=(".png",), lost=len(missing))
+    found = [] if force else batch.unnamed(sources, inputs)
+    items = batch.plan(sources, out, default="{stem}_cutout", suffixes=(".png",), lost=len(missing), found=found)
+    tell_left_out("cutout", sources, items)
     cache = stages.open_cache()
     tool = pipeline.pick_cutter(settings, cache, licence_accepted=accept_licence)
     batch.make_folders(items, out)

@@ -93,9 +93,11 @@ class FileFlags:
         from ..meshing.gate import refuse_unknown
         from ..meshing.write import Placement, placing
 
-        placement = Placement(self.up, self.front, read_height(self.height) if self.height else 0.0, self.origin)
+        placement = Placement(
+            self.up, self.front, 0.0 if self.height is None else read_height(self.height), self.origin
+        )
         placing(np.eye(3), placement)
-        required = [name.strip() for name in (self.require or "").split(",") if name.strip()]
+        required = [] if self.require is None else [name.strip() for name in self.require.split(",")]
         refuse_unknown(required, "--require")
         return Wish(placement, required, force)
 
@@ -117,13 +119,14 @@ def plan_files(
     settings: MeshSettings,
     also: Sequence[str],
     lost: int = 0,
+    found: Sequence[str] = (),
 ) -> list[Item]:
     """Where each mesh goes, with all that is written beside it; never over a photo."""
     from .. import batch
     from ..meshing.write import sidecars
 
     beside = functools.partial(sidecars, textured=settings.texture == "uv")
-    return batch.plan(sources, out, suffixes=suffixes, beside=beside, also=also, lost=lost)
+    return batch.plan(sources, out, suffixes=suffixes, beside=beside, also=also, lost=lost, found=found)
 
 
 def read_height(text: str) -> float:
@@ -155,6 +158,7 @@ def deliver(
     photo = lifted.photos[0]
     told = {"photo": photo.sha256, "model": lifted.model, "licence": lifted.licence, "run": mesh.key}
     files = write(mesh.artifact, item.target.name, wish.placement, About(extras=told))
+    verdict = None
     if wish.required:  # before anything of an earlier run is replaced
         with tempfile.TemporaryDirectory(prefix="zero123-") as draft:
             for name, data in files.items():
@@ -162,7 +166,7 @@ def deliver(
             verdict = judge_file(Path(draft, item.target.name), lifted, mesh, loaded, wish.placement)
         require(verdict, wish.required, str(item.target))
     batch.write_outputs({item.target.with_name(name): data for name, data in files.items()}, force=wish.force)
-    verdict = judge_file(item.target, lifted, mesh, loaded, wish.placement)
+    verdict = verdict or judge_file(item.target, lifted, mesh, loaded, wish.placement)
     stages: dict[str, Kept[Any]] = {"cutout": photo.cutout, "views": photo.views, "lift": lifted.field, "mesh": mesh}
     kept: list[Kept[Any]] = [
         *(part for one in lifted.photos for part in (one.cutout, one.views)), lifted.field, mesh

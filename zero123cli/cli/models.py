@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -252,6 +253,8 @@ def convert(
         raise UsageError(f"{out} is no .safetensors file", where="-o", remedy="give it that suffix")
     path = pipeline.locate_model(file)
     batch.check_target(out)
+    if os.path.realpath(path) in (os.path.realpath(out), *map(os.path.realpath, out.parents)):
+        raise UsageError(f"{out} would replace an input", where="-o", remedy="choose another name")
     if out.exists() and not force:
         raise batch.already_there(out)
     cache = open_cache(cache_dir, no_cache=no_cache, shared=shared_cache)

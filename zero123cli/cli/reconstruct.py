@@ -65,7 +65,7 @@ def reconstruct(
     from ..cache import digest
     from ..errors import UsageError
     from ..runs import RECONSTRUCT
-    from .session import read_settings, run_items
+    from .session import read_settings, run_items, tell_left_out
 
     knobs = {
         "seed": seed,
@@ -81,7 +81,7 @@ def reconstruct(
         "lift.allow_degrade": allow_degrade,
         **shape.knobs(),
     }
-    loaded = read_settings(preset, set_, knobs)
+    loaded = read_settings(preset, set_, knobs, device)
     settings = loaded.settings
     wish, suffixes = file.read_wish(force=force), file.suffixes()
     further = [read_also(text) for text in also or []]
@@ -90,7 +90,9 @@ def reconstruct(
     if further and len(sources) + len(missing) != 1:
         raise UsageError("further photos are of one object", where="--also", remedy="give a single INPUT with it")
     beside = [path for path, _, _ in further]
-    items = delivery.plan_files(sources, out, suffixes, settings.mesh, beside, len(missing))
+    found = [] if force else batch.unnamed(sources, inputs)
+    items = delivery.plan_files(sources, out, suffixes, settings.mesh, beside, len(missing), found)
+    tell_left_out(RECONSTRUCT, sources, items)
     cache = stages.open_cache()
     prior = pipeline.pick_prior(settings.model, machine.pick(device, dtype.value), cache)
     tool = pipeline.pick_cutter(settings.cutout, cache, licence_accepted=accept_licence)

@@ -18,8 +18,15 @@ if TYPE_CHECKING:
     from ..cache import Cache, Kept
 
 
-def read_settings(preset: str | None, set_flags: Sequence[str] | None, flags: Mapping[str, object]) -> Loaded:
-    """The settings of this call, from every place that may state them."""
+def read_settings(
+    preset: str | None, set_flags: Sequence[str] | None, flags: Mapping[str, object], device: str = ""
+) -> Loaded:
+    """The settings of this call, from every place that may state them.
+
+    Verbs that lift say on which device: there a published model has a recipe of its own.
+    """
+    from .. import models
+
     return load(
         preset=preset,
         flags=flags,
@@ -28,6 +35,7 @@ def read_settings(preset: str | None, set_flags: Sequence[str] | None, flags: Ma
         project_file=machine.project_file(),
         user_file=machine.user_file(),
         preset_folders=machine.preset_folders(),
+        recipes=models.recipes(machine.may_be_cuda(device)) if device else {},
     )
 
 
@@ -52,6 +60,14 @@ def open_cache(
     if no_cache:
         return cache.Cache(None)
     return cache.open_cache(cache_root(folder), shared=shared, lock_timeout=lock_timeout, refresh=refresh)
+
+
+def tell_left_out(verb: str, sources: Sequence[str], items: Sequence[batch.Item]) -> None:
+    """Names the photos that are outputs of an earlier run over the same folder."""
+    kept = {item.source for item in items}
+    for source in sources:
+        if source not in kept:
+            screen.note(f"{verb}: {source} is what another photo becomes: left out")
 
 
 def run_items(

@@ -96,7 +96,8 @@ def views(
     from ..cache import digest
     from ..cameras import within_a_turn
     from ..errors import UsageError
-    from .session import read_settings, record, run_items
+    from ..report import find_ffmpeg
+    from .session import read_settings, record, run_items, tell_left_out
 
     knobs = {
         "seed": seed,
@@ -140,11 +141,19 @@ def views(
 
     sources, missing = batches.gather(inputs)
     together = out is not None and not batches.is_folder(out) and Path(out).suffix != ""
+    if together and Path(out or "").suffix.lower() == ".mp4":
+        find_ffmpeg()  # what is missing for the last step is said before the first
     if not together:  # a sheet or an animation may show one twice, a folder holds each once
         asks = list(dict.fromkeys(asks))
     names = [""] if together else [f"_{label(ask)}" for ask in asks]
     suffixes = (".png", *ANIMATED) if together else (".png",)
-    plans = [batches.plan(sources, out, name="{stem}" + name, suffixes=suffixes, lost=len(missing)) for name in names]
+    plans = [
+        batches.lay_out(sources, out, name="{stem}" + name, suffixes=suffixes, lost=len(missing)) for name in names
+    ]
+    found = [] if force else batches.unnamed(sources, inputs)
+    made = batches.outputs_among([item for items in plans for item in items], found)
+    plans = [[item for item in items if item.source not in made] for items in plans]
+    tell_left_out("views", sources, plans[0])
     batches.refuse_clashes([item for items in plans for item in items])
     targets = {items[0].source: [item.target for item in items] for items in zip(*plans, strict=True)}
 
@@ -222,6 +231,9 @@ def choose_poses(
     if not abs(distance) <= 1:
         raise UsageError(f"{distance:g} is no distance", where="--distance", remedy="give it from -1 to 1")
     if table:
+        for flag, value in (("--elevation", elevation), ("--distance", distance)):
+            if value:
+                raise UsageError("each pose of the table has its own", where=flag, remedy="leave it out")
         return read_poses(table)
     if count:
         start = azimuths[0] if azimuths else 0.0

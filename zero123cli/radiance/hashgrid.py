@@ -25,6 +25,7 @@ Encoder = Literal["torch", "numba", "triton", "tinycudann"]
 
 PRIMES = (1, 2654435761, 805459861)
 ROUNDED = 8  # rows of a level come in multiples of this
+AT_ONCE = 1 << 17  # points whose second derivatives are taken together, for the memory
 SPREAD = 1e-4  # tables start as U(-SPREAD, SPREAD)
 
 
@@ -91,12 +92,25 @@ def usual_encoder(device: str) -> Encoder:
     """The one for a kind of device when none is asked for by name."""
     if device == "cpu":
         return "numba"
-    return "triton" if device == "cuda" and is_installed("triton") else "torch"
+    return "triton" if device == "cuda" and not why_no_triton() else "torch"
 
 
 @cache
 def is_installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
+
+
+@cache
+def why_no_triton() -> str:
+    """Starts a kernel on the card, for which Triton needs a C compiler; empty when that works."""
+    if not is_installed("triton"):
+        return "it is not installed"
+    tiny = GridDescription(levels=1, table_log2=4)
+    try:
+        triton_kernels().gather(torch.zeros(1, 3, device="cuda"), None, make_table(tiny).to("cuda"), tiny)
+    except Exception as error:  # a compiler's failure, of whatever kind
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 # The definition -------------------------------------------------------------------------------------------------------
@@ -289,6 +303,19 @@ def differentiate(
     points: Tensor, ways: Tensor, table: Tensor, grad: Tensor | None, grid: GridDescription
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of ways * (gradient to the points) to the points, the table and the incoming gradient."""
+    to_points, to_grad = torch.empty_like(points), points.new_empty(len(points), grid.width)
+    to_table = torch.zeros_like(table)
+    for begin in range(0, len(points), AT_ONCE):
+        part = slice(begin, begin + AT_ONCE)
+        one = differentiate_few(points[part], ways[part], table, None if grad is None else grad[part], grid)
+        to_points[part], to_grad[part] = one[0], one[2]
+        to_table += one[1]
+    return to_points, to_table, to_grad
+
+
+def differentiate_few(
+    points: Tensor, ways: Tensor, table: Tensor, grad: Tensor | None, grid: GridDescription
+) -> tuple[Tensor, Tensor, Tensor]:
     with torch.enable_grad():
         points, table = points.detach().requires_grad_(), table.detach().requires_grad_()
         start = torch.zeros(len(points), grid.width, device=points.device) if grad is None else grad.detach()

@@ -1,4 +1,4 @@
-"""The hash grid for CUDA in Triton, which compiles without a compiler of the machine's. `hashgrid` has the definition.
+"""The hash grid for CUDA in Triton. `hashgrid` has the definition.
 
 With TRITON_INTERPRET=1 the same code runs on a CPU, slowly: the tests do that. The table's gradient is summed by atomic
 adds. Letters: P points, L levels, F features, T rows of the table.

@@ -11,6 +11,7 @@ Letters: B views, S their side, R rays, C channels of colour, h and w of a laten
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import time
@@ -33,7 +34,7 @@ from ..errors import DivergedError, OutOfMemoryError, UsageError, is_out_of_memo
 from ..radiance import field as fields
 from ..radiance import losses
 from ..radiance.fit import fit_volume
-from ..radiance.hashgrid import GridDescription
+from ..radiance.hashgrid import GridDescription, why_no_triton
 from ..radiance.occupancy import Marching, Occupancy
 from ..radiance.rays import Rays, cast_rays
 from ..radiance.render import Rendering, render
@@ -180,7 +181,14 @@ class Bench:
     @property
     def marching(self) -> Marching:
         settings = self.settings
-        return Marching(step=2 * 3**0.5 * settings.bound / settings.fineness, limit=settings.samples)
+        step = 2 * 3**0.5 * settings.bound / settings.fineness
+        return Marching(step=step, limit=settings.samples, stratified=not self.is_latent)
+
+    def faint(self, occupancy: Occupancy) -> float:
+        """The opacity below which a sample is left out of a picture."""
+        if self.settings.field == "full":  # as threestudio does
+            return min(occupancy.threshold, float(occupancy.opacity.mean()))
+        return 0.0 if self.is_latent else 1e-3
 
     def side(self, sides: tuple[float, ...], step: int, halved: int) -> int:
         """Of pictures at this step; latents have the model's own."""
@@ -231,6 +239,9 @@ def begin(bench: Bench, watch: Watch) -> State:
     volume = bench.conditions[0].volume
     if settings.start == "volume" and not bench.from_volume:
         watch(Caution("no-volume", "this view model predicts no volume: the field starts from a blob"))
+    if bench.device.type == "cuda" and (reason := why_no_triton()):
+        text = f"Triton's kernels cannot be used ({reason}): torch's own are slower and take more memory"
+        watch(Caution("no-triton", text, "install triton and a C compiler", about_run=True))
     if bench.from_volume:
         described = replace(described, blob=0.0, density_shift=-1.0)
     field = fields.Field(described, generator=bench.chance(0, 0)).to(bench.device)
@@ -239,10 +250,15 @@ def begin(bench: Bench, watch: Watch) -> State:
         cells = volume_grid(volume, look_from([bench.references[0].viewpoint]), settings.bound, 64)
         fit_volume(field, cells, solid=settings.solid, generator=bench.chance(0, 1))
     occupancy = Occupancy(settings.bound, cells=settings.cells).to(bench.device)
-    occupancy.update(field.density, bench.marching.step, bench.chance(0, 2))
-    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
-    optimiser = kinds[settings.optimiser](field.parameters(), settings.rate, betas=(0.9, 0.99), eps=1e-8)
-    return State(field, occupancy, optimiser)
+    if not bench.is_latent:  # fog is where a voxel field begins: none of it is passed over
+        occupancy.update(field.density, bench.marching.step, bench.chance(0, 2))
+    return State(field, occupancy, OPTIMISERS[settings.optimiser](field.parameters(), settings.rate))
+
+
+OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": functools.partial(torch.optim.Adam, betas=(0.9, 0.99)),  # threestudio's
+    "adamax": torch.optim.Adamax,
+}
 
 
 # A step ---------------------------------------------------------------------------------------------------------------
@@ -278,8 +294,6 @@ def move(state: State, bench: Bench) -> None:
         state.optimiser.step()
         return
     state.skipped += 1
-    for group in state.optimiser.param_groups:
-        group["lr"] *= 0.5
     if state.skipped >= SKIPS:
         raise DivergedError(
             f"no finite gradient in {SKIPS} steps in a row",
@@ -290,7 +304,7 @@ def move(state: State, bench: Bench) -> None:
 
 def refresh(state: State, bench: Bench) -> None:
     """Where something is, looked up anew once in a while."""
-    if state.step % LOOK == 0 and state.step < bench.steps:
+    if state.step % LOOK == 0 and state.step < bench.steps and not bench.is_latent:
         state.occupancy.update(
             state.field.density, bench.marching.step, bench.chance(state.step, 2), everywhere=state.step < WARM
         )
@@ -438,7 +452,7 @@ def see(
     rendering = render(
         state.field, rays, state.occupancy, marching=bench.marching, background=bench.white,
         normals="analytic" if any(value_at(weight, step) for weight in weights) else None,
-        faint=1e-3, generator=chance, watch=watch,
+        faint=bench.faint(state.occupancy), generator=chance, watch=watch,
     )  # fmt: skip
     shape = (len(poses), size, size)
     colour = rendering.colour.view(*shape, -1).permute(0, 3, 1, 2)
@@ -470,15 +484,27 @@ def camera_at(bench: Bench, pose: Viewpoint) -> Viewpoint:
 
 
 def draw_poses(settings: LiftSettings, count: int, chance: torch.Generator, photo: Viewpoint) -> list[Viewpoint]:
-    """Anywhere around; elevations evenly in degrees or evenly over the sphere's band, as often the one as the other."""
+    """Anywhere around: elevations evenly in degrees or evenly over the sphere's band, as often the one as the other; or
+    the directions of the points of a cube."""
     low, high = (math.radians(angle) for angle in settings.elevations)
     poses = []
     for turn, share, kind, near in torch.rand((count, 4), generator=chance, dtype=torch.float64).tolist():
         even = low + share * (high - low)
         banded = math.asin(math.sin(low) + share * (math.sin(high) - math.sin(low)))
         distance = photo.distance * (1 + settings.distance_spread * (2 * near - 1))
-        poses.append(Viewpoint(360.0 * turn, math.degrees(even if kind < 0.5 else banded), distance))
+        pose = Viewpoint(360.0 * turn, math.degrees(even if kind < 0.5 else banded), distance)
+        poses.append(draw_in_cube(pose, settings.elevations, chance) if settings.directions == "cube" else pose)
     return poses
+
+
+def draw_in_cube(otherwise: Viewpoint, elevations: tuple[float, ...], chance: torch.Generator) -> Viewpoint:
+    """The first of some directions of a cube's points that is neither too low nor too high."""
+    x, y, z = torch.rand((3, 64), generator=chance, dtype=torch.float64) * 2 - 1
+    found = torch.rad2deg(torch.atan2(y, torch.hypot(x, z)))
+    for number in ((found >= elevations[0]) & (found <= elevations[1])).nonzero()[:1, 0].tolist():
+        azimuth = math.degrees(math.atan2(x[number], z[number])) % 360
+        return replace(otherwise, azimuth_deg=azimuth, elevation_deg=float(found[number]))
+    return otherwise
 
 
 def beside(pose: Viewpoint, chance: torch.Generator) -> Viewpoint:
@@ -567,7 +593,7 @@ def telling_of_memory(device: torch.device, settings: LiftSettings) -> Iterator[
         raise OutOfMemoryError(
             f"the {whose}'s memory does not suffice, not even for single views",
             where="the lift",
-            remedy=f"try --preset low-vram, smaller lift.size and lift.samples{way_out}",
+            remedy=f"try --set model.lean=true --set lift.batch=1, smaller lift.size and lift.samples{way_out}",
         ) from error
 
 
