@@ -129,6 +129,19 @@ def test_wrong_calls_are_named(run: Eval, objects: Path, tmp_path: Path) -> None
     assert "cut short" in run("shape", objects, "--model", tmp_path / "bad.safetensors", "--volume-alone", code=65)[1]
 
 
+def test_what_only_volumes_heed_is_refused_elsewhere(run: Eval, objects: Path) -> None:
+    for flags in (("--mirrored",), ("--threshold", "0.5"), ("--volume-alone", "--model", "inflate")):
+        assert "only a model's volume" in run("shape", objects, *flags, code=2)[1]
+    assert "only a model's volume" in run("views", objects, "--model", "white", "--mirrored", code=2)[1]
+
+
+def test_weights_of_lpips_are_read_first(run: Eval, objects: Path, tmp_path: Path) -> None:
+    assert "nowhere.npz" in run("views", objects, "--model", "white", "--lpips", tmp_path / "nowhere.npz", code=66)[1]
+    np.savez(tmp_path / "odd.npz", **draw_lpips() | {"lin3": np.ones((1, 7, 1, 1), np.float32)})
+    out, err = run("views", objects, "--model", "white", "--lpips", tmp_path / "odd.npz", code=65)
+    assert "other shapes" in err and out == ""
+
+
 def test_a_damaged_mesh_is_skipped_and_told(run: Eval, objects: Path) -> None:
     (objects / "bad.glb").write_bytes(b"glTF" + bytes(100))
     out, err = run("shape", objects, "--limit", 2, "--model", "sphere", "--json", code=65)

@@ -115,7 +115,7 @@ def test_the_pose_of_the_photo_shows_the_cutout(case: Case, monkeypatch: pytest.
 
 def test_objects_are_listed_by_name(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("b/two.glb", "a/one.obj", "b/one.glb")]
-    assert list(rig.list_meshes(paths, 2)) == [(tmp_path / "a/one").as_posix(), (tmp_path / "b/one").as_posix()]
+    assert list(rig.list_meshes(paths, 2)) == ["a/one", "b/one"], "however the way to them is written"
     assert list(rig.list_meshes(paths[:2])) == ["one", "two"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import zlib
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,17 @@ def test_a_pack_that_was_damaged_within_is_told(dataset: Path, tmp_path: Path) -
     for decode in (packs.open_pack(path).pictures, packs.open_pack(path).inside):
         with pytest.raises(MeshError, match="no packed dataset, or damaged"):
             decode(0)
+    bomb = np.frombuffer(zlib.compress(bytes(1 << 20)), np.uint8)
+    table = arrays["table"].copy()
+    table[0, -2:] = len(arrays["data"]), len(arrays["data"]) + len(bomb)
+    table[1:] = table[0, -1]
+    save_file(arrays | {"data": np.concatenate([arrays["data"], bomb]), "table": table}, path, with_head(head))
+    with pytest.raises(MeshError, match="no packed dataset, or damaged"):
+        packs.open_pack(path).inside(0)
+    for wrong in (arrays["table"][:-1], arrays["table"] + (1 << 40), arrays["table"][:, ::-1].copy()):
+        save_file(arrays | {"table": wrong}, path, with_head(head))
+        with pytest.raises(MeshError, match="no packed dataset, or damaged"):
+            packs.open_pack(path)
     save_file(arrays | {"poses": arrays["poses"] * np.nan}, path, with_head(head))
     with pytest.raises(MeshError, match="no packed dataset, or damaged"):
         packs.open_pack(path)

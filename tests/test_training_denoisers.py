@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import small
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from zero123cli.artifacts import Ask, Cutout, PhotoCamera, read_head, with_head
@@ -21,7 +22,7 @@ from zero123cli.diffusion.rays import render_numba
 from zero123cli.diffusion.sampling import sample
 from zero123cli.diffusion.viewmodel import ViewModel, look_from
 from zero123cli.diffusion.volume import ELEVATIONS, Framing, Volume, VolumeDescription, VolumeNet, render
-from zero123cli.errors import MissingInputError, SettingsError, WeightsError
+from zero123cli.errors import MissingInputError, SettingsError, UsageError, WeightsError
 from zero123cli.settings import TrainSettings
 from zero123cli.stages import views as stage
 from zero123cli.training import denoisers, packs, train, viewsets
@@ -364,6 +365,47 @@ def test_the_projection_learns_ten_times_as_fast_and_the_volume_net_not_at_all(
     terms["correction"].backward()
     assert all(weight.grad is None for weight in model.volume.parameters())  # type: ignore[union-attr]  # it has one
     assert float(model.unet.conv_out.weight.grad.abs().max()) > 0
+
+
+def test_a_run_goes_on_only_on_the_volume_that_it_was_begun_on(
+    dataset: Path, volume_file: Path, narrow: None, tmp_path: Path
+) -> None:
+    short = replace(FAST, steps=1, batch=4)
+    train.train(pocket(dataset, volume_file), short, tmp_path / "run", small.CPU, 0, silent)
+    weights = load_file(volume_file)
+    name = next(name for name in weights if name.endswith("weight"))
+    save_file(weights | {name: weights[name] + 1}, tmp_path / "v.safetensors", read_head_texts(volume_file))
+    for _ in range(2):
+        with pytest.raises(SettingsError, match="builds on other weights"):
+            train.train(
+                pocket(dataset, tmp_path / "v.safetensors"), replace(short, steps=2), tmp_path / "run", small.CPU, 0,
+                silent,
+            )  # fmt: skip
+    train.train(pocket(dataset, volume_file), replace(short, steps=2), tmp_path / "run", small.CPU, 0, silent)
+
+
+def read_head_texts(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata())
+
+
+def test_the_papers_averages_are_of_its_unet_alone(paper_dataset: Path, bases: dict[str, Path], tmp_path: Path) -> None:
+    task = paper(paper_dataset, bases[".ckpt"])
+    settings = replace(FAST, steps=3, batch=2, judged=1, average=0.999)
+    checkpoint = train.train(task, settings, tmp_path / "run", small.CPU, 0, silent)
+    held = load_file(checkpoint)
+    assert not [name for name in held if name.startswith("averaged.projection")]
+    assert [name for name in held if name.startswith("averaged.unet")]
+    exported = load_file(train.export(checkpoint, tmp_path / "w.safetensors", task.facts()))
+    torch.testing.assert_close(exported["projection.weight"], held["model.projection.weight"].half())
+    assert built(task).unet.is_gradient_checkpointing
+
+
+def test_what_may_be_stable_zero123_s_is_not_trained_as_the_original(tmp_path: Path, paper_dataset: Path) -> None:
+    model = small.make_model(small.SMALL)
+    path = small.write_ldm(tmp_path / "weights.ckpt", small.publish(model))
+    with pytest.raises(UsageError, match="nothing in the file tells"):
+        paper(paper_dataset, path)
 
 
 def test_a_pocket_model_is_trained_exported_and_sampled_from(

@@ -111,7 +111,7 @@ def dismiss(worker: Worker) -> None:
 def serve(work: Callable[[Any], Any], pipe: Connection, memory: int, parent: int) -> None:
     """The life of a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    if os.name != "nt":
+    if memory and os.name != "nt":
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))

@@ -108,13 +108,15 @@ def shape(
         "views.photo_elevation": photo_elevation,
     }
     cache = stages.open_cache()
+    row = model if model in shapes.SHAPES else "volume" if volume_alone else "reconstruct"
+    refuse_unused(row, {"--volume-alone": volume_alone, "--threshold": threshold != 0, "--mirrored": mirrored})
     plan = make_plan(preset, set_, knobs, device, dtype.value, cache)
     plan = replace(plan, threshold=threshold, mirrored=mirrored)
     run = Run(
         title="shape",
         protocol=evaluate.SHAPE_PROTOCOLS[protocol.value],
         plan=plan,
-        model=model if model in shapes.SHAPES else "volume" if volume_alone else "reconstruct",
+        model=row,
         baselines=shapes.BASELINES,
         published=published.SHAPES if with_published else (),
     )
@@ -179,6 +181,7 @@ def views(
     else:
         lone = peek_head(pipeline.locate_model(name)).get("kind") == KIND
         asked = "volume" if volume_alone or lone else "views"
+    refuse_unused(asked, {"--volume-alone": volume_alone, "--mirrored": mirrored})
     chosen = evaluate.VIEW_PROTOCOLS[protocol.value]
     run = Run(
         title="views",
@@ -190,6 +193,17 @@ def views(
         lpips=lpips or find_lpips(),
     )
     return measure(run, dataset, limit, jobs, html, force=force)
+
+
+def refuse_unused(row: str, given: dict[str, bool]) -> None:
+    """What only a volume heeds, asked of another row."""
+    from ..errors import UsageError
+
+    unused = [flag for flag, stated in given.items() if stated]
+    if unused and row != "volume":
+        raise UsageError(
+            "only a model's volume heeds it", where=unused[0], remedy="add --volume-alone with a model, or leave it out"
+        )
 
 
 def find_lpips() -> Path | None:
@@ -240,7 +254,7 @@ def make_plan(
     from ..evaluation.rig import Plan
     from .session import read_settings
 
-    settings = read_settings(preset, set_, knobs).settings
+    settings = read_settings(preset, set_, knobs, device).settings
     backend = machine.pick(device, dtype) if settings.model.name else machine.Backend("cpu", "float32", "CPU")
     return Plan(settings, backend, cache, elevation_deg=settings.views.photo_elevation)
 
@@ -251,6 +265,7 @@ def measure(run: Run, dataset: Path | None, limit: int, jobs: int, html: Path | 
     from ..errors import MeshError, UsageError, gravest, of_code, writing_failed
     from ..evaluation.evaluate import Job, Sheet, mean_cutout, score
     from ..evaluation.evaluate import run as run_all
+    from ..evaluation.metrics import read_lpips
     from ..evaluation.shapes import load_net, load_prior
     from ..watch import Progress
 
@@ -262,7 +277,9 @@ def measure(run: Run, dataset: Path | None, limit: int, jobs: int, html: Path | 
         batch.check_target(html)
         if html.exists() and not force:
             raise batch.already_there(html)
-    if run.model in NEEDS:  # what is wrong with a model shows before any work
+    if run.lpips:  # what is wrong with weights shows before any work
+        read_lpips(run.lpips)
+    if run.model in NEEDS:
         (load_net if run.model == "volume" else load_prior)(run.plan)
     if not run.model:
         screen.note("eval: no model is named: these are the rows that need none")

@@ -185,7 +185,14 @@ def load_to_train(path: Path, backend: Backend, size: int, *, watch: Watch = sil
 
 
 def widened(weights: Weights, size: int) -> Weights:
+    """With room for the photo's latent; what knows no pose yet learns the original one."""
     told = weights.description
+    if told.pose_kind == "unknown" and holds(weights, "projection.weight"):
+        raise UsageError(
+            "nothing in the file tells the original pose formula from Stable Zero123's",
+            where=str(weights.path),
+            remedy="convert it first: zero123 models convert, with --pose-kind and --dtype float32",
+        )
     unet = told.unet | {"in_channels": 2 * told.unet["out_channels"]}
     kind = "original" if told.pose_kind == "unknown" else told.pose_kind
     return replace(weights, description=replace(told, unet=unet, pose_kind=kind, size=size))

@@ -99,8 +99,10 @@ class Score:
 
 def judge(job: Job) -> Sheet:
     """Shows the object to each model and measures what it answers. A model that fails costs its own row only."""
-    if "volume" in job.models:
-        shapes.load_net(job.plan)  # before the clock runs
+    if "volume" in job.models:  # before the clock runs
+        shapes.load_net(job.plan)
+    elif {"views", "reconstruct"} & {*job.models}:
+        shapes.load_prior(job.plan).load(silent)
     case = set_up(job.name, job.path, job.plan, job.mean)
     return judge_views(job, case) if job.plan.views else judge_shapes(job, case)
 
@@ -164,7 +166,8 @@ def judge_views(job: Job, case: Case) -> Sheet:
 def run(jobs: Sequence[Job], count: int, seconds: float) -> Iterator[Result]:
     """The sheet of each job as it comes, in this process or in `count` others."""
     if count > 1:
-        yield from run_jobs(judge, jobs, count=count, seconds=seconds, memory=MEMORY)
+        on_cpu = jobs[0].plan.backend.device == "cpu"  # a card's addresses count too, and are more
+        yield from run_jobs(judge, jobs, count=count, seconds=seconds, memory=MEMORY if on_cpu else 0)
         return
     for job in jobs:
         try:

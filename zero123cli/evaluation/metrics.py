@@ -173,6 +173,13 @@ def read_lpips(path: Path) -> Arrays:
     wanted = [f"conv{k}.{part}" for k in range(5) for part in ("weight", "bias")] + [f"lin{k}" for k in range(5)]
     if lost := sorted(set(wanted) - set(arrays)):
         raise WeightsError(f"not weights of LPIPS (no {lost[0]})", where=str(path), remedy="check --lpips")
+    try:
+        layers = enumerate(features(arrays, torch.zeros(1, 3, 64, 64)))
+        fits = all(arrays[f"lin{number}"].numel() == layer.shape[1] for number, layer in layers)
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise WeightsError("not weights of LPIPS (other shapes)", where=str(path), remedy="check --lpips")
     return arrays
 
 

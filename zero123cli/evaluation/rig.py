@@ -7,6 +7,7 @@ Letters: S pixels of a side.
 from __future__ import annotations
 
 import math
+import os
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -118,10 +119,14 @@ def list_meshes(paths: Sequence[Path], limit: int = 0) -> dict[str, Path]:
 
 
 def list_files(sources: Mapping[Path, Path], limit: int = 0) -> dict[str, Path]:
-    """Files by the names of their sources; names that are not unique are told apart by more of the path."""
+    """Files by the names of their sources; names that are not unique are told apart by more of the path, from the
+    folder on that all of them are in."""
+    whole = {path: Path(os.path.abspath(source)) for path, source in sources.items()}
+    above = Path(os.path.commonpath([source.parent for source in whole.values()])) if whole else Path()
     spelt = {
-        path: (source.stem, source.with_suffix("").as_posix(), source.as_posix(), path.as_posix())
-        for path, source in sources.items()
+        path: (source.stem, *(name.as_posix() for name in (inner.with_suffix(""), inner)), path.as_posix())
+        for path, source in whole.items()
+        for inner in [source.relative_to(above)]
     }
     known = [Counter(names) for names in zip(*spelt.values(), strict=True)]
     named = {

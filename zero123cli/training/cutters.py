@@ -67,6 +67,9 @@ class CutterTask:
     def build(self) -> nn.Module:
         return SaliencyNet(self.description)
 
+    def raw(self, name: str) -> bool:
+        return False
+
     def groups(self, model: nn.Module, rate: float) -> list[dict[str, Any]]:
         return [{"params": list(model.parameters()), "lr": rate, "base": rate}]
 

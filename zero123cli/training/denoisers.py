@@ -56,6 +56,7 @@ class Recipe:
     asked: int  # pictures asked for of each photo; what the photo itself costs is shared by them
     varied: bool  # mirrored, in other colours and another light
     framed: bool  # pictures asked for are cut at the photo's scale, as the program asks for them
+    raw: tuple[str, ...] = ()  # networks that learn and whose weights are not averaged
     based: bool = True  # whether it starts from weights
 
 
@@ -83,6 +84,9 @@ class DenoiserTask:
         for name in self.recipe.trained:
             getattr(model, name).requires_grad_(True)
         return model
+
+    def raw(self, name: str) -> bool:
+        return name.partition(".")[0] in self.recipe.raw
 
     def groups(self, model: nn.Module, rate: float) -> list[dict[str, Any]]:
         assert isinstance(model, ViewModel)
@@ -415,7 +419,9 @@ def build_pocket(path: Path, description: Description) -> ViewModel:
 
 
 def build_zero123(path: Path, description: Description) -> ViewModel:
-    return checkpoints.load_to_train(path, CPU, description.size)
+    model = checkpoints.load_to_train(path, CPU, description.size)
+    model.unet.enable_gradient_checkpointing()  # else a picture of 256 px keeps 435 MB for the way back
+    return model
 
 
 RECIPES = {
@@ -426,6 +432,12 @@ RECIPES = {
         describe_alone, build_alone, ("unet", "clip", "projection"), asked=4, varied=True, framed=True, based=False
     ),
     "zero123": Recipe(
-        checkpoints.describe_to_train, build_zero123, ("unet", "projection"), asked=1, varied=False, framed=False
+        checkpoints.describe_to_train,
+        build_zero123,
+        ("unet", "projection"),
+        asked=1,
+        varied=False,
+        framed=False,
+        raw=("projection",),
     ),
 }

@@ -51,7 +51,7 @@ class Pack:
         start, end = self.table[number, -2:]
         side = self.resolution
         with told_if_damaged(self.path, *KIND):
-            bits = np.frombuffer(zlib.decompress(self.data[start:end].tobytes()), np.uint8)
+            bits = np.frombuffer(inflate(self.data[start:end].tobytes(), -(-(side**3) // 8)), np.uint8)
             return np.unpackbits(bits, count=side**3).astype(bool).reshape(side, side, side)
 
 
@@ -110,11 +110,24 @@ def encode_inside(one: ViewSet) -> bytes:
     return zlib.compress(np.packbits(one.inside.ravel()).tobytes(), 9)
 
 
+def inflate(data: bytes, size: int) -> bytes:
+    """At most so many bytes: a small file may claim to be a large one."""
+    reader = zlib.decompressobj()
+    found = reader.decompress(data, size)
+    if len(found) != size or reader.unconsumed_tail:
+        raise ValueError("an occupancy of another size")
+    return found
+
+
 def open_pack(path: Path) -> Pack:
     with told_if_damaged(path, *KIND):
         raw = path.read_bytes()
         head = read_head(raw)
         found = Pack(path, tuple(head["names"]), head["size"], head["resolution"], **load(raw))
-        if not (found.poses.shape == found.squares.shape and stand_somewhere(found.poses, found.squares)):
+        count, views = found.poses.shape[:2]
+        table = found.table
+        fits = found.poses.shape == found.squares.shape and stand_somewhere(found.poses, found.squares)
+        fits &= len(found.names) == count and table.shape == (count, views + 2)
+        if not (fits and (np.diff(table) >= 0).all() and ((table >= 0) & (table <= len(found.data))).all()):
             raise ValueError("its parts do not fit together")
     return found

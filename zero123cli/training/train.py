@@ -62,6 +62,10 @@ class Task(Protocol):
 
     def build(self) -> nn.Module: ...
 
+    def raw(self, name: str) -> bool:
+        """Whether a weight that learns is kept as it is, and not as its average."""
+        ...
+
     def groups(self, model: nn.Module, rate: float) -> list[dict[str, Any]]:
         """Parameters with their learning rates."""
         ...
@@ -165,8 +169,9 @@ def train_together(
         fixed = {name: tensor.clone() for name, tensor in model.state_dict().items() if name not in learnt}
         begin(model, Path(settings.init))
         model.load_state_dict(fixed, strict=False)  # what the task builds on stays
-    averaged = {name: tensor.clone() for name, tensor in learning(model).items()}
-    optimiser = torch.optim.AdamW(task.groups(model, settings.rate), betas=(0.9, 0.99), weight_decay=settings.decay)
+    averaged = {name: tensor.clone() for name, tensor in learning(model).items() if not task.raw(name)}
+    betas = (0.9, settings.inertia)
+    optimiser = torch.optim.AdamW(task.groups(model, settings.rate), betas=betas, weight_decay=settings.decay)
     scaler = torch.amp.GradScaler(device.type, enabled=backend.dtype == "float16")
     learner = Learner(model, averaged, optimiser, scaler)
     begun = resume(folder, settings, seed, learner, watch)
@@ -295,11 +300,12 @@ def rate_at(number: int, settings: TrainSettings) -> float:
 def average(model: nn.Module, averaged: dict[str, Tensor], number: int, decay: float) -> None:
     """Moves the averaged weights on; in the beginning faster, so that the random start is forgotten."""
     keep = min(decay, (1 + number) / (10 + number))
-    for name, tensor in learning(model).items():
-        if tensor.dtype.is_floating_point:
-            averaged[name].lerp_(tensor, 1 - keep)
+    now = model.state_dict()
+    for name, mean in averaged.items():
+        if mean.dtype.is_floating_point:
+            mean.lerp_(now[name], 1 - keep)
         else:
-            averaged[name].copy_(tensor)
+            mean.copy_(now[name])
 
 
 def learning(model: nn.Module) -> dict[str, Tensor]:
@@ -473,6 +479,21 @@ def export(checkpoint: Path, target: Path, facts: dict[str, Any]) -> Path:
     return target
 
 
+def refuse_another_base(model: nn.Module, own: dict[str, Tensor], path: Path) -> None:
+    """What a run builds on stays as it is: it has to be what the checkpoint holds."""
+    now, learnt = model.state_dict(), learning(model).keys()
+    same = own.keys() == now.keys() and all(
+        own[name].shape == tensor.shape and (name in learnt or torch.equal(own[name], tensor.cpu()))
+        for name, tensor in now.items()
+    )
+    if not same:
+        raise SettingsError(
+            "it builds on other weights than those named",
+            where=str(path),
+            remedy="train into another folder, or name the weights it was begun with",
+        )
+
+
 def begin(model: nn.Module, path: Path) -> None:
     """Puts exported weights into a model; where they are a part of what the file holds, that part."""
     try:
@@ -515,6 +536,7 @@ def resume(folder: Path, settings: TrainSettings, seed: int, learner: Learner, w
             )
         device = next(learner.model.parameters()).device
         own = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+        refuse_another_base(learner.model, own, path)
         learner.model.load_state_dict(own)
         for name, tensor in learner.averaged.items():
             tensor.copy_(tensors[f"averaged.{name}"])

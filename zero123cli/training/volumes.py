@@ -51,6 +51,9 @@ class VolumeTask:
     def build(self) -> nn.Module:
         return VolumeNet(self.description)
 
+    def raw(self, name: str) -> bool:
+        return False
+
     def groups(self, model: nn.Module, rate: float) -> list[dict[str, Any]]:
         return [{"params": list(model.parameters()), "lr": rate, "base": rate}]
 
