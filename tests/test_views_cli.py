@@ -320,6 +320,8 @@ def test_json_tells_what_was_made(call: Call) -> None:
     assert (facts["model"], facts["dtype"]) == ("small.safetensors", "float32") and "CPU" in facts["device"]
     assert facts["settings"]["views.steps"] == [3, "flag --steps"] and facts["warnings"] == []
     assert re.fullmatch("[0-9a-f]{64}", facts["photo_sha256"]) and facts["seconds"] > 0
+    assert {"version", "seed", "licence", "photo_elevation"} <= facts.keys()
+    assert [*facts["stages"]] == ["cutout", "views"] and facts["stages"]["views"]["process_peak_bytes"] > 0
 
 
 # Wrong calls ----------------------------------------------------------------------------------------------------------

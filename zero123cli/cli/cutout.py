@@ -67,6 +67,6 @@ def cutout(
             raise batch.already_there(item.target)
         kept = pipeline.cutout(photo, settings, tool, cache, screen.watcher(item.source))
         batch.write_output(item.target, encode_png(kept.artifact.rgba), force=force)
-        return record(item, digest(photo.data), [kept], loaded) | {"cutter": kept.artifact.cutter}
+        return record(item, digest(photo.data), [kept], {"cutout": kept}, loaded) | {"cutter": kept.artifact.cutter}
 
     return run_items("cutout", items, missing, work, how=lambda facts: str(facts["cutter"]))

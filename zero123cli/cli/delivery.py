@@ -149,7 +149,7 @@ def deliver(
     verb: str, item: Item, lifted: Lifted, mesh: Kept[Made], loaded: Loaded, wish: Wish, cache: Cache, watch: Watch
 ) -> dict[str, Any]:
     """Writes the mesh and measures what was written; the record of the run, which the cache keeps too."""
-    from .. import __version__, batch
+    from .. import batch
     from ..meshing.gate import require
     from ..meshing.write import About, write
     from ..runs import keep_run
@@ -171,21 +171,14 @@ def deliver(
     kept: list[Kept[Any]] = [
         *(part for one in lifted.photos for part in (one.cutout, one.views)), lifted.field, mesh
     ]  # fmt: skip
-    facts = record(item, photo.sha256, kept, loaded) | {
+    facts = record(item, photo.sha256, kept, stages, loaded) | {
         "verb": verb,
         "files": [str(item.target.with_name(name)) for name in files],
         "bytes": sum(map(len, files.values())),
-        "version": __version__,
         "model": lifted.model,
         "licence": lifted.licence,
         "device": lifted.device,
         "dtype": lifted.dtype,
-        "seed": loaded.settings.seed,
-        "hits": sum(part.hit for part in kept),
-        "stages": {
-            name: {"seconds": round(part.seconds, 3), "hit": part.hit, "key": part.key, "process_peak_bytes": part.peak}
-            for name, part in stages.items()
-        },
         "photos": [
             {
                 "input": one.source,

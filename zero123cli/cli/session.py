@@ -99,9 +99,16 @@ def run_items(
     return gravest([outcome.exit_code for outcome in outcomes])
 
 
-def record(item: batch.Item, photo_sha256: str, steps: Sequence[Kept[Any]], loaded: Loaded) -> dict[str, Any]:
-    """The part of a run's record that is the same for every verb."""
+def record(
+    item: batch.Item, photo_sha256: str, steps: Sequence[Kept[Any]], stages: Mapping[str, Kept[Any]], loaded: Loaded
+) -> dict[str, Any]:
+    """The part of a run's record that is the same for every verb; the last of its steps is what it was for, and some of
+    them are its stages."""
+    from .. import __version__
+
     return {
+        "version": __version__,
+        "seed": loaded.settings.seed,
         "input": item.source,
         "output": str(item.target),
         "status": "ok",
@@ -110,6 +117,11 @@ def record(item: batch.Item, photo_sha256: str, steps: Sequence[Kept[Any]], load
         "key": steps[-1].key,
         "photo_sha256": photo_sha256,
         "seconds": round(sum(kept.seconds for kept in steps), 3),
+        "hits": sum(kept.hit for kept in steps),
+        "stages": {
+            name: {"seconds": round(kept.seconds, 3), "hit": kept.hit, "key": kept.key, "process_peak_bytes": kept.peak}
+            for name, kept in stages.items()
+        },
         "warnings": [
             {"code": caution.code, "text": str(caution)}
             for caution in dict.fromkeys(caution for kept in steps for caution in kept.cautions)

@@ -187,9 +187,13 @@ def views(
         if together:
             page = encode_together([kept.artifact for kept in pictures], item.target)
             batches.write_output(item.target, page, force=force)
-        return record(item, digest(photo.data), [cutout, seen, *pictures], loaded) | {
+        return record(
+            item, digest(photo.data), [cutout, seen, *pictures], {"cutout": cutout, "views": seen}, loaded
+        ) | {
             "outputs": [str(target) for target in targets[item.source]],
             "model": prior.name,
+            "licence": prior.licence,
+            "photo_elevation": seen.artifact.photo_elevation_deg,
             "device": prior.backend.name,
             "dtype": prior.backend.dtype,
             "views": [
