@@ -530,8 +530,11 @@ def test_previews_take_a_small_share_of_the_time(tmp_path: Path) -> None:
 # Memory ---------------------------------------------------------------------------------------------------------------
 
 
-def hold_rays(monkeypatch: pytest.MonkeyPatch, limit: int) -> list[int]:
-    """A GPU whose memory holds the rendering of so many rays at once; the rays of each that it was asked for."""
+def hold_rays(monkeypatch: pytest.MonkeyPatch, limit: int, pieces: int = 1) -> list[int]:
+    """A GPU whose memory holds the rendering of so many rays at once; the rays of each that it was asked for.
+
+    A picture is rendered in so many `pieces` at most.
+    """
     true, asked = stage.render, []
 
     def render(field: Any, rays: Any, *rest: Any, **options: Any) -> Any:
@@ -541,6 +544,7 @@ def hold_rays(monkeypatch: pytest.MonkeyPatch, limit: int) -> list[int]:
         return true(field, rays, *rest, **options)
 
     monkeypatch.setattr(stage, "render", render)
+    monkeypatch.setattr(stage, "MOST_PIECES", pieces)
     return asked
 
 
@@ -555,6 +559,38 @@ def test_memory_that_is_short_is_met_in_parts(ball: Oracle, monkeypatch: pytest.
     lift([photo_of(ball)], ball, replace(TINY, batch=(4,), steps=3), 0, said.append)
     assert codes(said) == ["memory-backoff"]
     assert len([message for message in said if isinstance(message, Progress)]) == 3
+
+
+def test_one_picture_that_is_too_large_is_rendered_in_pieces(ball: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = hold_rays(monkeypatch, 24**2 // 4, pieces=64)
+    said: list[Any] = []
+    settings = replace(ROUND, batch=(2,), normal_smoothness=(1.0,), orientation=(1.0,), normal_change=(1.0,))
+    made = lift([photo_of(ball)], ball, settings, 0, said.append)
+    assert codes(said) == ["memory-backoff", "memory-backoff"]  # two parts, then four pieces
+    assert max(asked[3:]) == 24**2 // 4
+    assert overlap(made, lambda p: (p**2).sum(-1) < 0.25) > 0.8
+
+
+@pytest.mark.parametrize("normals", [False, True])
+def test_pieces_have_the_gradient_of_the_whole(ball: Oracle, normals: bool) -> None:
+    weights = {"normal_smoothness": (3.0,), "orientation": (2.0,)} if normals else {}
+    settings = replace(TINY, start="blob", depth_photo=(1.0,), guidance=(0.0,), opaqueness=(0.5,), **weights)
+    found = []
+    for pieces in (1, 7):
+        bench = stage.Bench([photo_of(ball)], ball, settings, 0)
+        still = replace(bench.marching, stratified=False)  # chance is drawn anew for each piece
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stage.Bench, "marching", property(lambda self, still=still: still))
+            state = stage.begin(bench, silent)
+            state.pieces = pieces
+            terms = stage.look_at_photos(bench, state, silent)
+        found.append((terms, [parameter.grad for parameter in state.field.parameters()]))
+    (whole, gradients), (parts, others) = found
+    assert whole == pytest.approx(parts, rel=1e-4)
+    for one, other in zip(gradients, others, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 * float(one.abs().max()))
 
 
 @pytest.mark.parametrize(

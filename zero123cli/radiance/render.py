@@ -72,6 +72,71 @@ def render(
     return Rendering(seen, opacity, depth, across, samples, weights, normal)
 
 
+def in_pieces(draw: Callable[..., Rendering], rays: Rays, pieces: int, generator: torch.Generator) -> Rendering:
+    """What `draw(rays, generator=...)` sees, with the memory of a piece of it: each is drawn again for its gradient."""
+    seeds = torch.randint(1 << 62, (pieces,), generator=generator).tolist()
+    few = -(-len(rays) // pieces)
+    begins = range(0, len(rays), few)
+    parts = [draw_piece(draw, rays[k : k + few], seed) for k, seed in zip(begins, seeds, strict=False)]
+    starts = np.cumsum([0, *(len(part.samples) for part in parts)]).tolist()
+    ends = [part.samples.ends[1:] + start for part, start in zip(parts, starts, strict=False)]
+
+    def join(of: Callable[[Any], Tensor | None]) -> Any:
+        found = [of(part) for part in parts]
+        return None if found[0] is None else torch.cat(found)  # type: ignore[arg-type]  # all of them or none
+
+    samples = Samples(
+        join(lambda part: part.samples.points),
+        join(lambda part: part.samples.distances),
+        join(lambda part: part.samples.lengths),
+        torch.cat([parts[0].samples.ends[:1], *ends]),
+    )
+    return Rendering(
+        join(lambda part: part.colour),
+        join(lambda part: part.opacity),
+        join(lambda part: part.depth),
+        join(lambda part: part.normal),
+        samples,
+        join(lambda part: part.weights),
+        join(lambda part: part.normals),
+    )
+
+
+def draw_piece(draw: Callable[..., Rendering], rays: Rays, seed: int) -> Rendering:
+    samples: list[Samples] = []  # the same both times
+
+    def go() -> tuple[Tensor, ...]:
+        found = draw(rays, generator=torch.Generator().manual_seed(seed))
+        samples[:] = [found.samples]
+        both = () if found.normal is None or found.normals is None else (found.normal, found.normals)
+        return (found.colour, found.opacity, found.depth, found.weights, *both)
+
+    trigger = torch.zeros((), device=rays.origins.device, requires_grad=True)
+    colour, opacity, depth, weights, *both = Again.apply(trigger, go)  # type: ignore[no-untyped-call]
+    normal, normals = both or (None, None)
+    return Rendering(colour, opacity, depth, normal, samples[0], weights, normals)
+
+
+class Again(torch.autograd.Function):
+    """Values without the graph behind them: it is made again for the gradients, which go right to the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, trigger: Tensor, go: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        ctx.go = go
+        with torch.enable_grad():
+            return tuple(part.detach() for part in go())
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
+        with torch.enable_grad():
+            found = ctx.go()
+        led = [(part, grad) for part, grad in zip(found, grads, strict=True) if part.requires_grad]
+        if led:
+            torch.autograd.backward([part for part, _ in led], [grad for _, grad in led])
+        return None, None
+
+
 @torch.no_grad()
 def render_blocks(field: Field, rays: Rays, occupancy: Occupancy, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Colour (R, C), opacity (R,) and depth (R,) of any number of rays, without gradients."""

@@ -37,7 +37,7 @@ from ..radiance.fit import fit_volume
 from ..radiance.hashgrid import GridDescription, why_no_triton
 from ..radiance.occupancy import Marching, Occupancy
 from ..radiance.rays import Rays, cast_rays
-from ..radiance.render import Rendering, render
+from ..radiance.render import Rendering, in_pieces, render
 from ..schedules import stage_at, value_at
 from ..settings import LiftSettings
 from ..watch import Caution, Progress, Watch
@@ -51,6 +51,7 @@ SKIPS = 10  # steps in a row without a finite gradient after which a run has div
 FAR = 10.0  # the depth of what is not there, as published
 NEAR = 0.05  # how far the eye of the near view is moved
 FIRST_FEW = 30  # steps after which a field that shows nothing, or nothing but itself, is not going to change
+MOST_PIECES = 64  # that a picture is rendered in
 SMALLEST = 32  # px; no picture is made smaller to save memory
 PREVIEW_SIDE = 128  # px
 
@@ -449,11 +450,16 @@ def see(
     settings, step = bench.settings, state.step
     rays = cast_rays(poses, size, settings.fov_deg, device=bench.device)
     weights = (settings.orientation, settings.normal_smoothness, settings.normal_change)
-    rendering = render(
-        state.field, rays, state.occupancy, marching=bench.marching, background=bench.white,
-        normals="analytic" if any(value_at(weight, step) for weight in weights) else None,
-        faint=bench.faint(state.occupancy), generator=chance, watch=watch,
-    )  # fmt: skip
+    normals: fields.NormalKind | None = "analytic" if any(value_at(weight, step) for weight in weights) else None
+    faint = bench.faint(state.occupancy)
+
+    def draw(rays: Rays, generator: torch.Generator) -> Rendering:
+        return render(
+            state.field, rays, state.occupancy, marching=bench.marching, background=bench.white, normals=normals,
+            faint=faint, generator=generator, watch=watch,
+        )  # fmt: skip
+
+    rendering = draw(rays, chance) if state.pieces == 1 else in_pieces(draw, rays, state.pieces, chance)
     shape = (len(poses), size, size)
     colour = rendering.colour.view(*shape, -1).permute(0, 3, 1, 2)
     depth = (rendering.depth + (1 - rendering.opacity) * FAR).view(shape)
@@ -564,6 +570,10 @@ def back_off(bench: Bench, state: State) -> Caution | None:
     if state.parts < batch:
         state.parts = min(2 * state.parts, batch)
         text = f"memory is short: views are rendered in {state.parts} parts"
+        return Caution("memory-backoff", text, "closing other programs could make room", about_run=True)
+    if state.pieces < MOST_PIECES:
+        state.pieces *= 4
+        text = f"memory is short: pictures are rendered in {state.pieces} pieces, each of them twice"
         return Caution("memory-backoff", text, "closing other programs could make room", about_run=True)
     now, then = (
         [bench.side(sides, step, halved) for sides in (settings.size, settings.photo_size)]

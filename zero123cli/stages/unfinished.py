@@ -25,6 +25,7 @@ from ..watch import Caution, Watch
 
 CHECKPOINT = "lift.safetensors"
 PREVIEW = "preview.png"
+COUNTS = ("step", "parts", "pieces", "halved")  # of a state
 SHARE = 0.02  # of a run's time that may go into pictures of it
 
 
@@ -38,6 +39,7 @@ class State:
     step: int = 0
     skipped: int = 0  # steps in a row
     parts: int = 1  # in which a step's views are rendered, one after another
+    pieces: int = 1  # in which a picture's rays are, each gone through again for its gradient
     halved: int = 0  # times that the sides of pictures were, for want of memory
 
 
@@ -48,8 +50,7 @@ def save(state: State, folder: Path) -> None:
     held = state.optimiser.state_dict()
     for index, values in held["state"].items():
         tensors |= {f"optimiser.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
-    rates = [group["lr"] for group in held["param_groups"]]
-    head = with_head({"step": state.step, "rates": rates, "parts": state.parts, "halved": state.halved})
+    head = with_head({name: getattr(state, name) for name in COUNTS})
     whole = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, head)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # `cache clear` may have taken it meanwhile
     durable.write_file(folder / CHECKPOINT, whole, overwrite=True)
@@ -92,10 +93,9 @@ def resume(state: State, folder: Path, watch: Watch, *, coarser: bool) -> None:
             index, _, rest = name.partition(".")
             values.setdefault(int(index), {})[rest] = tensor
         groups = state.optimiser.state_dict()["param_groups"]
-        for group, rate in zip(groups, head["rates"], strict=True):
-            group["lr"] = rate
         state.optimiser.load_state_dict({"state": values, "param_groups": groups})
-        state.step, state.parts, state.halved = (int(head[name]) for name in ("step", "parts", "halved"))
+        for name in COUNTS:
+            setattr(state, name, int(head[name]))
     except Exception as error:  # a damaged file raises what it likes
         if is_out_of_memory(error):
             raise
