@@ -603,7 +603,8 @@ print(made)
 
 
 @posix
-@pytest.mark.parametrize("locks", ["alive", pytest.param("dead", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("locks", ["alive", "dead"])
 def test_many_processes_making_the_same_entry_all_succeed(tmp_path: Path, locks: str) -> None:
     rounds, racers = 5, 4
     here = {"PYTHONPATH": str(Path(__file__).parent)}

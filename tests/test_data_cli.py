@@ -45,6 +45,7 @@ def dataset(folder: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_rendering_again_finds_all_of_it_done(dataset: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in dataset.rglob("*.safetensors")}
     run = zero123("data", "render", "--procedural", "10", "--views", "3", "-o", dataset)

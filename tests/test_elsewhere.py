@@ -66,6 +66,7 @@ def test_the_device_itself(there: str) -> None:
     assert {parameter.device.type for parameter in net.parameters()} == {there}
 
 
+@pytest.mark.slow
 def test_a_mesh(desk: Path, reconstruct: Callable[..., Any], there: str) -> None:
     quick = [word for word in QUICK if word not in HERE]
     reconstruct("disc.png", "-o", "there.glb", "--set", "lift.steps=2", quick=quick)

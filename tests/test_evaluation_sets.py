@@ -339,6 +339,7 @@ def last(out: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_what_was_rendered_is_measured_by_protocols_of_its_own(
     run: Eval, meshes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,6 +154,7 @@ def test_a_level_that_is_given_needs_no_search(ball: Oracle, learnt: Kept, monke
     assert len(mesh.faces) > 1 and codes(said) == ["faces"]
 
 
+@pytest.mark.slow
 def test_a_second_photo_says_what_the_first_cannot(ball: Oracle) -> None:
     """Without guidance a single silhouette leaves depth open; one from the side closes it."""
     slab = Oracle(surface_of(trimesh.creation.box((0.8, 0.8, 0.2)), (0.2, 0.5, 0.9)), size=24)
@@ -561,6 +562,7 @@ def test_memory_that_is_short_is_met_in_parts(ball: Oracle, monkeypatch: pytest.
     assert len([message for message in said if isinstance(message, Progress)]) == 3
 
 
+@pytest.mark.slow
 def test_one_picture_that_is_too_large_is_rendered_in_pieces(ball: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = hold_rays(monkeypatch, 24**2 // 4, pieces=64)
     said: list[Any] = []

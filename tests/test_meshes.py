@@ -934,6 +934,7 @@ def test_nodes_that_are_no_forest_are_refused(refuse: Callable[..., MeshError], 
     assert time.monotonic() - started < 5
 
 
+@pytest.mark.slow
 def test_deep_chains_and_many_instances_end(put: Keeper) -> None:
     maker = Maker().square()
     maker.document["nodes"] = [*({"children": [k + 1], "translation": [0, 1, 0]} for k in range(19_998)), {"mesh": 0}]

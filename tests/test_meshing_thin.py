@@ -79,7 +79,8 @@ def test_the_coarse_look_misses_nothing_of_the_field() -> None:
     assert (volume.values >= first_look(field).values * 0.999).all()
 
 
-@pytest.mark.parametrize("slant", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
+@pytest.mark.slow
+@pytest.mark.parametrize("slant", [0.0, 0.5])
 def test_a_hair_is_whole(slant: float) -> None:
     """Thinner than the cells of the first look."""
 
@@ -100,6 +101,7 @@ def test_a_hair_is_whole(slant: float) -> None:
     assert vertices[faces[labels == largest]].reshape(-1, 3)[:, 1].max() > 0.38
 
 
+@pytest.mark.slow
 def test_nothing_grows_beside_the_mask_nor_where_a_wide_part_of_it_is_empty() -> None:
     shot = picture_of(faint, LEVEL)
     assert surface(faint, shot)[0][:, 1].max() < 0.24  # but for a pixel at the outline it stays as faint as it was

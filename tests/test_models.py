@@ -429,6 +429,7 @@ def test_a_full_disk_is_74_and_the_next_pull_goes_on(shop: Shop) -> None:
 # verify, rm -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_verify_tells_damage_and_what_cannot_be_told(shop: Shop) -> None:
     assert "run: zero123 models pull hub-a" in shop("verify", "hub-a", code=69).stderr
     path = Path(shop.pull("hub-a").stdout.strip())
@@ -443,6 +444,7 @@ def test_verify_tells_damage_and_what_cannot_be_told(shop: Shop) -> None:
     assert "10 bytes instead of 3000000" in shop("verify", "plain", code=65).stderr
 
 
+@pytest.mark.slow
 def test_rm_takes_only_what_was_named(shop: Shop) -> None:
     a, b = (Path(line) for line in shop.pull("hub-a", "hub-b").stdout.splitlines())
     assert "add --yes" in shop("rm", "hub-a", code=77).stderr

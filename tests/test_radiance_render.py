@@ -230,6 +230,7 @@ def test_it_says_when_nerfacc_s_kernels_cannot_be_built(monkeypatch: pytest.Monk
     assert [type(word) for word in said] == [Caution]
 
 
+@pytest.mark.slow
 def test_it_learns_two_spheres() -> None:
     prepared = raycast.prepare(shapes.two_spheres())
     given = shapes.show(prepared, 24, 48, seed=0)

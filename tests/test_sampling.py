@@ -205,7 +205,9 @@ def last(model: ViewModel, seen: Condition, poses: list[Viewpoint], seeds: list[
     return latents
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(
+    "name", [name if name == "ddim" else pytest.param(name, marks=pytest.mark.slow) for name in SAMPLERS]
+)
 def test_a_view_is_the_same_whatever_is_sampled_beside_it_and_in_whatever_order(
     model: ViewModel, seen: Condition, name: str
 ) -> None:

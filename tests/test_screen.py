@@ -57,6 +57,7 @@ def test_json_says_everything_about_a_result(zero123: Program, photo: Photograph
     assert isinstance(facts["seconds"], float) and len(facts["key"]) == 64
 
 
+@pytest.mark.slow
 def test_quiet_prints_only_errors(zero123: Program, photo: Photographer) -> None:
     photo("disc.jpg")
     photo("white.png", data=plain_bytes())

@@ -272,11 +272,8 @@ train.told_terms = told_terms
 TRAINING = "train train-pocket-volume --data . -o run --batch 8 --device cpu --dtype float32 --set train.judged=2"
 
 
-@pytest.mark.parametrize(
-    "number",
-    [SIGNALS[0], *(pytest.param(number, marks=pytest.mark.slow) for number in SIGNALS[1:])],
-    ids=lambda number: number.name,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_stopped_training_keeps_its_last_step(zero123: Program, start: Start, number: signal.Signals) -> None:
     running = start(WAIT_IN_TRAINING, *TRAINING.split(), "--steps", "100000")
     running.wait_for_it()

@@ -333,6 +333,7 @@ def test_training_goes_on_from_the_exported_file(tmp_path: Path) -> None:
 
 
 @needs_onnx
+@pytest.mark.slow
 def test_what_is_no_exported_cutter_is_not_begun_from(weights: Path, tmp_path: Path) -> None:
     import onnx
 

@@ -36,6 +36,9 @@ class Line:
     def build(self) -> nn.Module:
         return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
 
+    def raw(self, name: str) -> bool:
+        return False
+
     def groups(self, model: nn.Module, rate: float) -> list[dict[str, Any]]:
         return [{"params": list(model.parameters()), "lr": rate, "base": rate}]
 

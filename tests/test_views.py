@@ -273,7 +273,7 @@ def test_only_what_is_missing_is_sampled(counted: Counted, cache: Cache, batch: 
     assert max(counted.batches) == min(batch, 5)
 
 
-@pytest.mark.parametrize("sampler", ["ddim-original", "ddim"])
+@pytest.mark.parametrize("sampler", [pytest.param("ddim-original", marks=pytest.mark.slow), "ddim"])
 def test_a_view_is_the_same_whatever_the_batch(
     counted: Counted, tmp_path: Path, sampler: str, model: ViewModel
 ) -> None:
