@@ -25,8 +25,11 @@ def read_settings(
 
     Verbs that lift say on which device: there a published model has a recipe of its own.
     """
-    from .. import models
+    recipes: Mapping[str, str] = {}
+    if device:
+        from .. import models
 
+        recipes = models.recipes(machine.may_be_cuda(device))
     return load(
         preset=preset,
         flags=flags,
@@ -35,7 +38,7 @@ def read_settings(
         project_file=machine.project_file(),
         user_file=machine.user_file(),
         preset_folders=machine.preset_folders(),
-        recipes=models.recipes(machine.may_be_cuda(device)) if device else {},
+        recipes=recipes,
     )
 
 

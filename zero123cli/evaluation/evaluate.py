@@ -166,7 +166,7 @@ def judge_views(job: Job, case: Case) -> Sheet:
 def run(jobs: Sequence[Job], count: int, seconds: float) -> Iterator[Result]:
     """The sheet of each job as it comes, in this process or in `count` others."""
     if count > 1:
-        on_cpu = jobs[0].plan.backend.device == "cpu"  # a card's addresses count too, and are more
+        on_cpu = all(job.plan.backend.device == "cpu" for job in jobs)  # a card's addresses count too, and are more
         yield from run_jobs(judge, jobs, count=count, seconds=seconds, memory=MEMORY if on_cpu else 0)
         return
     for job in jobs:
